@@ -1,0 +1,181 @@
+"""``python -m ex4lib``: the recipes of the first part from a shell."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ex4lib import images, models, transfer
+from ex4lib.statistics import STATISTICS
+
+app = typer.Typer(
+    help="Style as an optimisation target. Pictures are given by path, URL or the name of a shipped one "
+    f"({', '.join(images.names())}).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _default(function: Callable, name: str) -> Any:
+    """The library's own default, so that the two cannot drift apart."""
+    return inspect.signature(function).parameters[name].default
+
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps the settings).")]
+Evaluations = Annotated[int, typer.Option(help="Forward and backward passes; more is finer and slower.")]
+Optimiser = Annotated[str, typer.Option(help="lbfgs or adam.")]
+Start = Annotated[str, typer.Option(help="content, noise, grey, statistics, or a picture.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Network = Annotated[str | None, typer.Option(help="vgg19, vgg16 or vgg16-hed; default by EX4_PROFILE.")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast.")]
+StyleLoss = Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")]
+
+
+@app.command()
+def stylize(
+    content: Annotated[str, typer.Argument(help="The photograph.")],
+    style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
+    output: Output,
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = _default(transfer.stylize, "size"),
+    style_loss: StyleLoss = transfer.DEFAULT.style_loss,
+    style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = transfer.DEFAULT.style_weight,
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = transfer.DEFAULT.tv_weight,
+    evaluations: Evaluations = _default(transfer.stylize, "evaluations"),
+    style_scale: Annotated[float, typer.Option(help="Larger gives larger strokes.")] = _default(
+        transfer.stylize, "style_scale"
+    ),
+    keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = _default(
+        transfer.stylize, "keep_colour"
+    ),
+    start: Start = _default(transfer.stylize, "start"),
+    optimiser: Optimiser = _default(transfer.stylize, "optimiser"),
+    network: Network = None,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Paint a photograph in the style of a painting.
+
+    Example: python -m ex4lib stylize chelsea hokusai-great-wave -o cat.png
+    """
+    recipe = dataclasses.replace(
+        transfer.DEFAULT, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight
+    )
+    options = {
+        "recipe": recipe,
+        "size": size,
+        "evaluations": evaluations,
+        "style_scale": style_scale,
+        "keep_colour": keep_colour,
+        "optimiser": optimiser,
+    }
+    pictures = [_read(name) for name in (content, *style)]
+    _run(
+        output,
+        {"content": content, "style": style, "seed": seed, **options, "recipe": dataclasses.asdict(recipe)},
+        lambda vgg, **shared: transfer.stylize(vgg, pictures[0], pictures[1:], **options, **shared),
+        start,
+        network,
+        precision,
+        seed,
+    )
+
+
+@app.command()
+def invert(
+    target: Annotated[str, typer.Argument(help="The picture whose features are inverted.")],
+    output: Output,
+    layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or pool4.")] = "relu3_1",
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = 256,
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = _default(transfer.invert, "tv_weight"),
+    evaluations: Evaluations = _default(transfer.invert, "evaluations"),
+    start: Start = _default(transfer.invert, "start"),
+    optimiser: Optimiser = _default(transfer.invert, "optimiser"),
+    network: Network = None,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+) -> None:
+    """Show what one layer knows of a picture: an image found from its features alone.
+
+    Example: python -m ex4lib invert chelsea --layer relu4_1 -o inverted.png
+    """
+    picture = _read(target, size)
+    options = {"tv_weight": tv_weight, "evaluations": evaluations, "optimiser": optimiser}
+    _run(
+        output,
+        {"target": target, "layer": layer, "size": size, "seed": seed, **options},
+        lambda vgg, **shared: transfer.invert(vgg, picture, layer, **options, **shared),
+        start,
+        network,
+        precision,
+        seed,
+    )
+
+
+@app.command()
+def texture(
+    style: Annotated[str, typer.Argument(help="The picture whose texture is made anew.")],
+    output: Output,
+    layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(transfer.DEFAULT.style_layers),
+    size: Annotated[int, typer.Option(help="Side of the square texture in pixels.")] = 256,
+    style_loss: StyleLoss = _default(transfer.synthesize, "style_loss"),
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = _default(
+        transfer.synthesize, "tv_weight"
+    ),
+    evaluations: Evaluations = _default(transfer.synthesize, "evaluations"),
+    start: Start = _default(transfer.synthesize, "start"),
+    optimiser: Optimiser = _default(transfer.synthesize, "optimiser"),
+    network: Network = None,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Make a new texture with the style statistics of a picture.
+
+    Example: python -m ex4lib texture van-gogh-village-street-in-auvers --layers relu1_1,relu2_1 -o texture.png
+    """
+    picture = _read(style, size)
+    options = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight, "evaluations": evaluations}
+    options["optimiser"] = optimiser
+    _run(
+        output,
+        {"style": style, "layers": layers, "seed": seed, **options},
+        lambda vgg, **shared: transfer.synthesize(vgg, picture, layers.split(","), **options, **shared),
+        start,
+        network,
+        precision,
+        seed,
+    )
+
+
+def main() -> None:
+    """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"ex4lib: {error}", err=True)
+        sys.exit(1)
+
+
+def _run(output: Path, settings: dict, recipe: Callable, start: str, network, precision, seed) -> None:
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
+        raise ValueError(f"the output must end in .png, .jpg, .webp or .tif, got {output.name!r}")
+    begin = start if start in ("content", "noise", "grey", "statistics") else _read(start)
+    vgg = models.features(network, precision=precision)
+    result = recipe(vgg, start=begin, generator=torch.Generator().manual_seed(seed), progress=True)
+    settings |= {"network": vgg.name, "weights": vgg.sha256, "precision": precision, "start": start}
+    images.save(result.image, output, metadata={"ex4lib": json.dumps(settings, default=str)})
+    for note in result.notes:
+        typer.echo(note, err=True)
+    typer.echo(f"{output}: {result.evaluations} evaluations in {result.seconds:.1f} s, loss {min(result.losses):.4g}")
+
+
+def _read(name: str, size: int | None = None) -> torch.Tensor:
+    return images.load(name, size)

@@ -1,0 +1,246 @@
+"""VGG features under the papers' layer names; normalisation happens inside, the image stays in [0, 1].
+
+A VGG is a chain of 3x3 convolutions, ReLUs and five 2x2 poolings (Simonyan & Zisserman, arXiv:1409.1556). Layers
+are called ``conv3_1``, ``relu3_1``, ``pool3`` everywhere; the PyTorch tutorial's sequential names (``conv_5``,
+``relu_5``, ``pool_4``) and torchvision's indices are accepted as input.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Convolutions per block.
+BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+
+#: What a pooled activation is multiplied by, so that the layers above see the scale they were trained on.
+#: Max pooling is what VGG was trained with; 2.0 is the value of crowsonkb's style-transfer-pytorch.
+POOLING_SCALE = {"max": 1.0, "average": 2.0}
+
+
+def layer_names(architecture: str) -> list[str]:
+    """Canonical layer names in order; the position is torchvision's index into ``vgg.features``."""
+    names = []
+    for block, depth in enumerate(BLOCKS[architecture], start=1):
+        for position in range(1, depth + 1):
+            names += [f"conv{block}_{position}", f"relu{block}_{position}"]
+        names.append(f"pool{block}")
+    return names
+
+
+def tutorial_names(architecture: str) -> dict[str, str]:
+    """The PyTorch tutorial's name of each layer -> the canonical one (``conv_5`` is the fifth convolution).
+
+    The tutorial numbers ReLUs and poolings by the last convolution before them.
+    """
+    table, convolutions = {}, 0
+    for name in layer_names(architecture):
+        kind = name.rstrip("0123456789_")
+        convolutions += kind == "conv"
+        table[f"{kind}_{convolutions}"] = name
+    return table
+
+
+def resolve(layer: str | int, architecture: str) -> str:
+    """The canonical name of a layer given by canonical name, tutorial name or torchvision index.
+
+    Raises:
+        ValueError: unknown layer; the message lists near matches.
+    """
+    names = layer_names(architecture)
+    if isinstance(layer, int) and 0 <= layer < len(names):
+        return names[layer]
+    known = tutorial_names(architecture) | {name: name for name in names}
+    if layer in known:
+        return known[layer]
+    near = difflib.get_close_matches(str(layer), known, n=4, cutoff=0.5) or names
+    raise ValueError(f"{architecture} has no layer {layer!r}; did you mean {', '.join(near)}?")
+
+
+class VGG(nn.Module):
+    """A frozen VGG that returns the layers asked for and stops at the deepest of them.
+
+    Arguments:
+        architecture: ``"vgg16"`` or ``"vgg19"``.
+        convolutions: weight ``(C_out, C_in, 3, 3)`` and bias ``(C_out,)`` of each convolution, in order, for RGB.
+        mean, std: the normalisation the weights were trained with, for RGB in [0, 1].
+        pooling: ``"max"`` or ``"average"`` (rescaled by `POOLING_SCALE`).
+        padding: ``"zeros"`` as trained, or ``"replicate"``: the first convolution repeats the border, so that the
+            frame of the picture is not seen as an edge. Deeper layers keep zeros, which after a ReLU mean "nothing
+            here".
+        name: what figures and errors call the network.
+
+    ``module.to(torch.bfloat16)`` halves memory and, where the hardware multiplies bfloat16, time; normalisation
+    stays in the image's precision.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        convolutions: Sequence[tuple[Tensor, Tensor]],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pooling: str = "max",
+        padding: str = "zeros",
+        name: str | None = None,
+    ):
+        super().__init__()
+        _check_options(pooling, padding)
+        if len(convolutions) != sum(BLOCKS[architecture]):
+            raise ValueError(f"{architecture} has {sum(BLOCKS[architecture])} convolutions, got {len(convolutions)}")
+        self.architecture, self.pooling, self.padding, self.name = (
+            architecture,
+            pooling,
+            padding,
+            name or architecture,
+        )
+        self.layers = layer_names(architecture)
+        self.sha256: str | None = None  # of the weights, filled in by whoever loaded them
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.convolutions = nn.ModuleDict()
+        for layer, (weight, bias) in zip(
+            (layer for layer in self.layers if layer.startswith("conv")), convolutions, strict=True
+        ):
+            convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+            convolution.weight, convolution.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+            self.convolutions[layer] = convolution
+        # Channels last is what CPU and GPU convolutions run fastest on.
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def variant(self, *, pooling: str, padding: str) -> VGG:
+        """The same weights, not copied, with other pooling and padding."""
+        _check_options(pooling, padding)
+        other = copy.copy(self)
+        other.pooling, other.padding = pooling, padding
+        return other
+
+    def resolve(self, layer: str | int) -> str:
+        """The canonical name of ``layer`` in this network."""
+        return resolve(layer, self.architecture)
+
+    def minimum_size(self, layers: Iterable[str | int]) -> int:
+        """The smallest image side for which every layer in ``layers`` has at least one position."""
+        deepest = self._until(layers)
+        return 2 ** sum(layer.startswith("pool") for layer in deepest)
+
+    def forward(self, image: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
+        """Features ``(B, C_l, H_l, W_l)`` of each layer, by canonical name, in the network's dtype.
+
+        Arguments:
+            image: ``(B, 3, H, W)`` in [0, 1]; values outside are not clamped, so that gradients reach them.
+
+        Raises:
+            ValueError: unknown layer, or an image smaller than `minimum_size`.
+        """
+        wanted = {self.resolve(layer) for layer in layers}
+        chain = self._until(wanted)
+        self._check_size(image, chain)
+        weight = self.convolutions["conv1_1"].weight
+        x = ((image - self.mean.to(image)) / self.std.to(image)).to(weight.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        features: dict[str, Tensor] = {}
+        for layer in chain:
+            if layer.startswith("conv"):
+                x = self._convolve(layer, x)
+                captured_convolution = layer in wanted
+            elif layer.startswith("relu"):
+                x = F.relu(x, inplace=not captured_convolution)  # never over a captured layer
+            else:
+                x = self._pool(x)
+            if layer in wanted:
+                features[layer] = x
+        return features
+
+    def masks(self, mask: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
+        """A spatial mask ``(B, 1, H, W)`` in [0, 1] taken to each layer's grid ``(B, 1, H_l, W_l)``.
+
+        Each position gets the covered share of the pixels that were pooled into it.
+
+        Raises:
+            ValueError: a mask of another shape or range, or a region of which less than one position is left.
+        """
+        if mask.ndim != 4 or mask.shape[1] != 1 or not (mask.min() >= 0 and mask.max() <= 1):
+            raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got shape {tuple(mask.shape)}")
+        wanted = {self.resolve(layer) for layer in layers}
+        guides: dict[str, Tensor] = {}
+        for layer in self._until(wanted):
+            if layer.startswith("pool"):
+                mask = F.avg_pool2d(mask, 2)
+            if layer in wanted:
+                if mask.sum((1, 2, 3)).min() < 1:
+                    raise ValueError(f"the masked region is empty at layer {layer}: enlarge the mask")
+                guides[layer] = mask
+        return guides
+
+    def _until(self, layers: Iterable[str | int]) -> list[str]:
+        wanted = [self.layers.index(self.resolve(layer)) for layer in layers]
+        if not wanted:
+            raise ValueError("at least one layer is needed")
+        return self.layers[: max(wanted) + 1]
+
+    def _check_size(self, image: Tensor, chain: list[str]) -> None:
+        minimum = self.minimum_size(chain)
+        if min(image.shape[-2:]) < minimum:
+            raise ValueError(
+                f"{self.name} needs at least {minimum} x {minimum} pixels for layer {chain[-1]}, got "
+                f"{image.shape[-2]} x {image.shape[-1]}"
+            )
+
+    def _convolve(self, layer: str, x: Tensor) -> Tensor:
+        convolution = self.convolutions[layer]
+        if layer == "conv1_1" and self.padding == "replicate":
+            x = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, convolution.weight, convolution.bias)
+        return convolution(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.pooling == "max":
+            return F.max_pool2d(x, 2)
+        return F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
+
+
+def _check_options(pooling: str, padding: str) -> None:
+    if pooling not in POOLING_SCALE:
+        raise ValueError(f"pooling must be one of {', '.join(POOLING_SCALE)}, got {pooling!r}")
+    if padding not in ("zeros", "replicate"):
+        raise ValueError(f"padding must be zeros or replicate, got {padding!r}")
+
+
+@torch.no_grad()
+def unit_activation_scales(network: VGG, images: Sequence[Tensor]) -> list[float]:
+    """The factor of each convolution that brings its mean activation after ReLU, over ``images``, to one.
+
+    Scaling weight and bias of layer l by s_l and, since its input has grown by S_{l-1} = s_1 ... s_{l-1}, the weight
+    of layer l by 1 / S_{l-1} as well leaves every feature map as it was up to its factor; see `rescaled`. Returned
+    are the total factors S_l = 1 / mean(relu_l).
+
+    Source: the normalised network of Gatys et al., "Texture Synthesis Using Convolutional Neural Networks" (2015),
+    section 2. Differs from it in scaling layers, not single channels: a channel that is silent on these images
+    would otherwise be blown up.
+    """
+    layers = [layer for layer in network.layers if layer.startswith("relu")]
+    totals, positions = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0)
+    for image in images:
+        for layer, feature in network(image, layers).items():
+            totals[layer] += feature.double().sum().item()
+            positions[layer] += feature.numel()
+    return [positions[layer] / totals[layer] for layer in layers]
+
+
+def rescaled(convolutions: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """Fold per-layer factors into weights and biases: layer l's feature maps come out multiplied by ``scales[l]``.
+
+    ``W_l' = W_l S_l / S_{l-1}``, ``b_l' = b_l S_l`` with S_0 = 1; ReLU and pooling commute with positive factors.
+    """
+    folded, before = [], 1.0
+    for (weight, bias), scale in zip(convolutions, scales, strict=True):
+        folded.append((weight * (scale / before), bias * scale))
+        before = scale
+    return folded

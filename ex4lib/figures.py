@@ -1,0 +1,179 @@
+"""Labelled grids and curves, saved with what made them.
+
+`save` writes ``figures/NAME.png`` with its provenance inside the file and in ``figures/metrics.json``; nothing else
+writes there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ex4lib import images
+from ex4lib.experiments import environment, figures_folder, write_json
+
+#: Okabe & Ito's colours, told apart by most colour-blind readers; markers say it a second time.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.dpi": 110,
+    "figure.dpi": 110,
+}
+
+
+def grid(
+    rows: Sequence[Sequence[Tensor | None]],
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    cell: float = 1.5,
+) -> Figure:
+    """Pictures in rows and columns, with labels outside and a caption under each; None leaves a cell empty.
+
+    Arguments:
+        cell: width of a picture in inches; heights follow the first row's pictures.
+    """
+    columns = max(len(row) for row in rows)
+    shapes = [picture.shape for row in rows for picture in row if picture is not None]
+    height = cell * max(shape[-2] / shape[-1] for shape in shapes)
+    extra = 0.2 * max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(
+            (columns * cell + (1.0 if row_labels else 0.1), len(rows) * (height + extra + 0.06) + 0.35),
+            layout="constrained",
+        )
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        for i, row in enumerate(rows):
+            for j in range(columns):
+                ax = axes[i, j]
+                ax.set(xticks=[], yticks=[])
+                ax.grid(False)
+                ax.spines[:].set_visible(False)
+                if j < len(row) and row[j] is not None:
+                    ax.imshow(np.asarray(images.to_pil(row[j])), interpolation="lanczos")
+                if captions and j < len(captions[i]) and captions[i][j]:
+                    ax.set_xlabel(captions[i][j], fontsize=8, labelpad=2)
+                if row_labels and j == 0:
+                    ax.set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=9)
+                if column_labels and i == 0:
+                    ax.set_title(column_labels[j], fontsize=9, pad=3)
+    return figure
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    markers: bool = True,
+    ticks: Sequence[str] | None = None,
+    size: tuple[float, float] = (5.0, 3.0),
+) -> Figure:
+    """Lines by name, each told apart by colour and marker; ``log`` names the logarithmic axes ("x", "y", "xy").
+
+    ``ticks`` labels the positions 0, 1, 2, ... of the horizontal axis.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(size, layout="constrained")
+        draw_curves(figure.subplots(), series, xlabel, ylabel, log=log, markers=markers, ticks=ticks)
+    return figure
+
+
+def panels(
+    parts: Sequence[Mapping[str, Any]], *, size: tuple[float, float] = (3.6, 3.0), columns: int | None = None
+) -> Figure:
+    """Several `curves` side by side; each part holds the arguments of `draw_curves` and a ``title``."""
+    columns = columns or len(parts)
+    rows = -(-len(parts) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure((size[0] * columns, size[1] * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax, part in zip(axes, parts, strict=False):
+            options = dict(part)
+            ax.set_title(options.pop("title", ""))
+            draw_curves(ax, **options)
+        for ax in axes[len(parts) :]:
+            ax.set_visible(False)
+    return figure
+
+
+def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, ticks=None) -> None:
+    """Draw `curves` into a matplotlib axis."""
+    for number, (name, (x, y)) in enumerate(series.items()):
+        style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if markers else {}
+        ax.plot(x, y, color=COLOURS[number % len(COLOURS)], label=name, linewidth=1.4, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if "x" in log:
+        ax.set_xscale("log")
+    if "y" in log:
+        ax.set_yscale("log")
+    if ticks is not None:
+        ax.set_xticks(range(len(ticks)), ticks, rotation=60, ha="right", fontsize=7)
+    if len(series) > 1:
+        ax.legend(fontsize=8)
+
+
+def matrix(
+    values: Sequence[Sequence[float]],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    log: bool = True,
+) -> Figure:
+    """Numbers as a shaded table; shades are logarithmic by default."""
+    table = np.asarray(values, dtype=float)
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure((1.6 + 0.72 * table.shape[1], 1.2 + 0.36 * table.shape[0]), layout="constrained")
+        ax = figure.subplots()
+        shades = np.log(table) if log else table
+        ax.imshow(shades, cmap="viridis", aspect="auto")
+        ax.set_xticks(range(table.shape[1]), column_labels, rotation=45, ha="right")
+        ax.set_yticks(range(table.shape[0]), row_labels)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        middle = (shades.min() + shades.max()) / 2
+        for i, j in np.ndindex(table.shape):
+            shade = "black" if shades[i, j] > middle else "white"
+            ax.text(j, i, f"{table[i, j]:.2g}", ha="center", va="center", fontsize=8, color=shade)
+    return figure
+
+
+def save(figure: Figure, name: str, *, caption: str, values: Any = None, **provenance: Any) -> Figure:
+    """Write ``figures/NAME.png`` and its row of ``figures/metrics.json``; returns the figure for the notebook.
+
+    Arguments:
+        caption: what the figure shows, also its alt text.
+        values: the numbers behind it, as plain JSON; the report reads them.
+        provenance: config, seed, network names, weight hashes.
+    """
+    row = {"caption": caption, "values": values, **provenance, "environment": environment()}
+    buffer = io.BytesIO()
+    text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False)})
+    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"pnginfo": text})
+    folder = figures_folder()
+    images.write_bytes(folder / f"{name}.png", buffer.getvalue())
+    with open(folder / ".lock", "w") as lock:  # notebooks may run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = folder / "metrics.json"
+        rows = json.loads(path.read_text()) if path.is_file() else {}
+        write_json(path, rows | {name: row})
+    return figure

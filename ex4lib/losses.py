@@ -1,0 +1,266 @@
+"""Style and content as losses: statistics of features, terms, and their weighted sum, one loss per image.
+
+A `Statistic` maps features to a tensor that is linear enough to blend: the statistic of a mixture of styles is the
+weighted mean of theirs. An `Objective` maps images ``(B, 3, H, W)`` to losses ``(B,)``; style transfer and guided
+diffusion drive the same object. Nothing here knows who is optimising.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ex4lib.features import VGG
+from ex4lib.images import check
+from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
+
+
+class Term(Protocol):
+    """One named part of an objective: its weight, the feature layers it reads, and its loss ``(B,)``."""
+
+    name: str
+    weight: float
+    layers: tuple[str, ...]
+
+    def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ContentTerm:
+    """Feature reconstruction ``mean_{c,h,w} (F - F*)²`` at one layer.
+
+    Source: Gatys et al. (2016), equation 1. Differs from it in taking the mean, as the PyTorch tutorial does.
+    """
+
+    layer: str
+    target: Tensor
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"content/{self.layer}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
+        difference = at_least_float32(features[self.layer]) - self.target
+        return difference.square().mean((1, 2, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class StyleTerm:
+    """Distance between a statistic of one layer's features and its target; ``mask`` restricts it to a region."""
+
+    layer: str
+    statistic: Statistic
+    target: Tensor
+    weight: float = 1.0
+    mask: Tensor | None = None
+    region: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"style/{self.layer}{self.region}"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
+        return self.statistic.distance(self.statistic(features[self.layer], self.mask), self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class TotalVariation:
+    """Smoothness ``mean (x_{i+1,j} - x_{i,j})² + mean (x_{i,j+1} - x_{i,j})²``: independent of the resolution."""
+
+    weight: float = 1.0
+    name = "tv"
+    layers = ()
+
+    def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
+        rows = (image[..., 1:, :] - image[..., :-1, :]).square().mean((1, 2, 3))
+        columns = (image[..., 1:] - image[..., :-1]).square().mean((1, 2, 3))
+        return rows + columns
+
+
+class Objective:
+    """Weighted sum of terms over one pass through the feature network.
+
+    ``objective(image)`` maps ``(B, 3, H, W)`` in [0, 1] to ``(B,)``, never averaged over the batch;
+    ``objective.terms(image)`` gives the weighted parts by name.
+
+    Raises:
+        ValueError: no term, or a weight that is negative or not finite.
+    """
+
+    def __init__(self, network: VGG, parts: Sequence[Term]):
+        if not parts:
+            raise ValueError("an objective needs at least one term")
+        for part in parts:
+            if not 0 <= part.weight < float("inf"):
+                raise ValueError(f"the weight of {part.name} must be a finite number of at least 0, got {part.weight}")
+        names = [part.name for part in parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms must have different names (see `region`), got {', '.join(sorted(names))}")
+        self.network, self.parts = network, tuple(parts)
+        self.layers = {layer for part in parts if part.weight for layer in part.layers}
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return torch.stack(list(self.terms(image).values())).sum(0)
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        """Weighted loss ``(B,)`` of each term; terms of weight 0 are left out and cost nothing."""
+        features = self.network(image, self.layers) if self.layers else {}
+        return {part.name: part.weight * part.loss(image, features) for part in self.parts if part.weight}
+
+    def reweighted(self, weights: dict[str, float]) -> Objective:
+        """The same objective with other weights: by term name, or by kind (``style``, ``content``, ``tv``).
+
+        A kind's number multiplies each of its terms; a name's number replaces that term's weight.
+        """
+        parts = []
+        for part in self.parts:
+            weight = part.weight * weights.get(part.name.split("/")[0], 1.0)
+            parts.append(dataclasses.replace(part, weight=weights.get(part.name, weight)))
+        return Objective(self.network, parts)
+
+
+def content_terms(
+    network: VGG, image: Tensor, layers: Sequence[str | int], weight: float = 1.0, *, relative: bool = False
+) -> list[ContentTerm]:
+    """One `ContentTerm` of this weight per layer towards ``image``'s features.
+
+    ``relative`` divides each by the mean square of its target: the loss is then ‖F - F*‖² / ‖F*‖².
+    """
+    with torch.no_grad():
+        features = network(check(image, "content image"), layers)
+    terms = []
+    for layer in map(network.resolve, layers):
+        target = at_least_float32(features[layer])
+        unit = _positive(target.square().mean().item(), layer) if relative else 1.0
+        terms.append(ContentTerm(layer, target, weight / unit))
+    return terms
+
+
+def style_terms(
+    network: VGG,
+    images: Tensor | Sequence[Tensor],
+    layers: Sequence[str | int],
+    statistic: str | Statistic = "gram",
+    weight: float = 1.0,
+    *,
+    relative: bool = False,
+    layer_weights: Sequence[float] | None = None,
+    blend: Sequence[float] | None = None,
+    mask: Tensor | None = None,
+    style_masks: Sequence[Tensor | None] | None = None,
+    region: str = "",
+) -> list[StyleTerm]:
+    """One `StyleTerm` per layer towards the blended statistics of the style images.
+
+    Arguments:
+        images: one style ``(1, 3, H, W)`` or several; sizes may differ. A batch ``(B, 3, H, W)`` gives each image
+            of an optimised batch its own style.
+        layers: where the statistics are taken.
+        statistic: a name of `STATISTICS` or a statistic of one's own.
+        weight: of each term, times the layer's entry in ``layer_weights`` (default 1).
+        relative: divide each term by its target's distance from the statistic 0; for Gram matrices the loss is then
+            ‖G - G*‖² / ‖G*‖², and a weight means the same for every layer, network and painting.
+        blend: share of each style, normalised to sum 1 (default even).
+        mask: region ``(1, 1, H, W)`` of the optimised image that the terms apply to.
+        style_masks: region of each style image that the statistics are taken from.
+        region: a suffix for the terms' names when several regions are used.
+
+    Raises:
+        ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
+    """
+    images = [images] if isinstance(images, Tensor) else list(images)
+    if isinstance(statistic, str):
+        if statistic not in STATISTICS:
+            raise ValueError(f"style_loss must be one of {', '.join(STATISTICS)}, got {statistic!r}")
+        statistic = STATISTICS[statistic]()
+    names = [network.resolve(layer) for layer in layers]
+    blend = _weights(blend, len(images), "blend")
+    layer_weights = _weights(layer_weights, len(names), "layer_weights")
+    guides = network.masks(mask, names) if mask is not None else {}
+    targets = dict.fromkeys(names, 0.0)
+    with torch.no_grad():
+        for index, image in enumerate(images):
+            style_mask = style_masks[index] if style_masks else None
+            own_guides = network.masks(style_mask, names) if style_mask is not None else {}
+            for name, feature in network(check(image, "style image"), names).items():
+                share = blend[index] / sum(blend)
+                targets[name] = targets[name] + share * statistic(feature, own_guides.get(name))
+    terms = []
+    for name, layer_weight in zip(names, layer_weights, strict=True):
+        target, unit = targets[name], 1.0
+        if relative:
+            unit = _positive(statistic.distance(torch.zeros_like(target), target).mean().item(), name)
+        terms.append(StyleTerm(name, statistic, target, weight * layer_weight / unit, guides.get(name), region))
+    return terms
+
+
+def calibrate(
+    objective: Objective,
+    image: Tensor,
+    ratio: float = 1.0,
+    *,
+    noise: float = 0.1,
+    per_layer: bool = False,
+    generator: torch.Generator | None = None,
+) -> Objective:
+    """Set the style weights so that ``‖∇style‖ = ratio · ‖∇content‖`` at a perturbed image.
+
+    After it, a style weight means the same for every statistic, layer set and network. The gradients are taken at
+    ``image`` plus Gaussian noise (clamped), since at the content image itself the content gradient is zero. Without
+    a content term the style gradient is brought to norm ``ratio``.
+
+    Arguments:
+        image: where to measure, ``(1, 3, H, W)``; usually the start.
+        noise: standard deviation of the perturbation, in units of the image's range.
+        per_layer: first divide every style term by the norm of its own gradient, so that the weights of the layers
+            are shares of the gradient; else their proportions stay as they are.
+
+    Raises:
+        ValueError: no style term, or a style gradient of zero or not finite.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    disturbance = torch.randn(image.shape, generator=generator, dtype=torch.float32).to(image)
+    x = (image.detach() + noise * disturbance).clamp(0, 1).requires_grad_()
+    weights = {part.name: part.weight for part in objective.parts}
+    content, style, factors = torch.zeros_like(x), torch.zeros_like(x), {}
+    with torch.enable_grad():
+        for name, loss in objective.terms(x).items():
+            if not name.startswith(("content", "style")):
+                continue
+            (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=True)
+            if name.startswith("content"):
+                content += gradient
+            else:
+                factors[name] = weights[name] / gradient.norm().item() if per_layer else 1.0
+                style += factors[name] * gradient
+    content_norm, style_norm = content.norm().item() or 1.0, style.norm().item()
+    if not 0 < style_norm < float("inf"):
+        raise ValueError(f"the style gradient must be finite and not zero to calibrate, its norm is {style_norm}")
+    common = ratio * content_norm / style_norm
+    return objective.reweighted({name: weights[name] * factor * common for name, factor in factors.items()})
+
+
+def _weights(weights: Sequence[float] | None, count: int, argument: str) -> list[float]:
+    weights = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(weights) != count or not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+        raise ValueError(f"{argument} must be {count} finite weights of at least 0, not all 0, got {weights}")
+    return weights
+
+
+def _positive(unit: float, layer: str) -> float:
+    if not 0 < unit < float("inf"):
+        raise ValueError(f"layer {layer} answers to the target with {unit}: there is nothing to be relative to")
+    return unit

