@@ -1,154 +1,20 @@
-"""Optimise pixels: one generator of steps, and the recipes of the exercise's first part as short calls over it.
+"""The recipes of the exercise's first part: style transfer, feature inversion, texture synthesis.
 
-`optimise` is the only loop. `stylize`, `invert` and `synthesize` build objectives for it, one per scale.
+Each builds objectives, one per scale, for the loop in `optimisation`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ex4lib import colour, images
 from ex4lib.features import VGG
 from ex4lib.losses import Objective, TotalVariation, content_terms, style_terms
-
-#: After so many failed steps in a row the loop ends with the best image it has.
-PATIENCE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One evaluation of an objective.
-
-    ``loss`` ``(B,)`` and its weighted parts ``terms`` belong to ``image``; ``best`` is the image of the lowest loss at
-    this scale so far. ``index`` counts evaluations from 1 to at most ``total``. ``note`` says what went wrong, if
-    anything did. Images are decoded only when read.
-    """
-
-    index: int
-    total: int
-    loss: Tensor
-    terms: dict[str, Tensor]
-    note: str
-    _point: Tensor = dataclasses.field(repr=False)
-    _best: Tensor = dataclasses.field(repr=False)
-    _decode: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
-
-    @property
-    def image(self) -> Tensor:
-        return self._decode(self._point)
-
-    @property
-    def best(self) -> Tensor:
-        return self._decode(self._best)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a finished loop leaves: the best image, and per evaluation the loss and its parts, summed over a batch."""
-
-    image: Tensor
-    losses: list[float]
-    terms: dict[str, list[float]]
-    seconds: float
-    notes: list[str]
-
-    @property
-    def evaluations(self) -> int:
-        return len(self.losses)
-
-
-def optimise(
-    objective: Callable[[Tensor], Tensor],
-    init: Tensor,
-    *,
-    optimiser: str = "lbfgs",
-    evaluations: int = 300,
-    learning_rate: float | None = None,
-    history: int = 20,
-) -> Iterator[Step]:
-    """Minimise ``objective`` over the pixels of ``init``; yields a `Step` per evaluation of it.
-
-    ``"lbfgs"``: the image is ``x = (1 + sin u) / 2`` and L-BFGS moves u, one evaluation per step, so that x stays in
-    [0, 1] without clamping, which would spoil the curvature estimate. The slope in x, √(x (1 - x)), vanishes much
-    later towards black and white than a sigmoid's x (1 - x). The first step has an rms of 0.02 in u whatever the
-    scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
-
-    A loss that is not finite, or ten times the best, rolls back to the best image with half the step, with a
-    warning and a ``note``.
-
-    Arguments:
-        objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
-        init: ``(B, 3, H, W)`` in [0, 1]; a batch shares L-BFGS's curvature, Adam treats its images apart.
-        evaluations: forward and backward passes, the unit that cost is counted in.
-        learning_rate: default 1 (L-BFGS), 0.03 (Adam).
-        history: pairs of vectors that L-BFGS keeps, each the size of the image.
-
-    Raises:
-        ValueError: unknown optimiser, evaluations < 1, learning rate <= 0, or an objective not finite at ``init``.
-    """
-    if optimiser not in ("lbfgs", "adam"):
-        raise ValueError(f"optimiser must be lbfgs or adam, got {optimiser!r}")
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, got {evaluations}")
-    rate = (1.0 if optimiser == "lbfgs" else 0.03) if learning_rate is None else learning_rate
-    if not rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-    encode, decode = (_to_angle, _from_angle) if optimiser == "lbfgs" else (torch.clone, torch.clone)
-    point = encode(images.check(init, "init").detach()).contiguous().requires_grad_()
-    best_loss, best_point, failures = float("inf"), point.detach().clone(), 0
-    method = _method(optimiser, point, rate, history)
-    for index in range(1, evaluations + 1):
-        here = point.detach().clone()
-        loss, terms, gradient = _evaluate(objective, point, decode)
-        total = loss.sum().item()
-        note = ""
-        if total < 10 * best_loss:  # also false for NaN; true at the first finite evaluation
-            failures = 0
-            if total < best_loss:
-                best_loss, best_point = total, here
-            # Contiguous: torch's L-BFGS views the gradient as a vector.
-            point.grad = gradient.contiguous()
-            method(total)
-        elif index == 1:
-            raise ValueError(f"the objective is not finite at the start: {total}")
-        else:
-            failures += 1
-            rate /= 2
-            note = f"evaluation {index}: loss {total:.3g} after {best_loss:.3g}; back to the best image, half the step"
-            warnings.warn(note, RuntimeWarning, stacklevel=2)
-            with torch.no_grad():
-                point.copy_(best_point)
-            method = _method(optimiser, point, rate, history)
-        yield Step(index, evaluations, loss, terms, note, here, best_point, decode)
-        if failures == PATIENCE:
-            return
-
-
-def finish(steps: Iterator[Step], *, progress: bool = False, callback: Callable | None = None) -> Result:
-    """Run a loop to its end; ``progress`` shows a bar, ``callback(step)`` sees every step."""
-    losses, terms, notes, started = [], {}, [], time.perf_counter()
-    step = None
-    with tqdm(disable=not progress, unit="evaluation") as bar:
-        for step in steps:
-            losses.append(step.loss.sum())
-            for name, value in step.terms.items():
-                terms.setdefault(name, []).append(value.sum())
-            notes += [step.note] if step.note else []
-            bar.total = step.total
-            bar.update()
-            if callback is not None:
-                callback(step)
-    if step is None:
-        raise ValueError("the loop had no steps")
-    numbers = {name: torch.stack(values).tolist() for name, values in terms.items()}
-    return Result(step.best, torch.stack(losses).tolist(), numbers, time.perf_counter() - started, notes)
+from ex4lib.optimisation import Result, Step, finish, optimise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,10 +184,7 @@ def stylize_steps(
             blend=blend,
             masks=None if masks is None else [images.resize(mask.to(where), grid) for mask in masks],
         )
-        if number:
-            init = images.resize(finished, grid)
-        else:
-            init = starting_image(start, target, styles[0], generator)
+        init = images.resize(finished, grid) if number else starting_image(start, target, styles[0], generator)
         for step in optimise(objective, init, optimiser=optimiser, evaluations=share):
             yield dataclasses.replace(
                 step,
@@ -408,56 +271,6 @@ def starting_image(
         noise = (0.5 + 0.2 * noise).clamp(0, 1)
         return noise if start == "noise" else colour.match_colour(noise, style)
     raise ValueError(f"start must be content, noise, grey, statistics or a picture, got {start!r}")
-
-
-def _evaluate(objective, point: Tensor, decode) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    with torch.enable_grad():
-        image = decode(point)
-        if hasattr(objective, "terms"):
-            terms = objective.terms(image)
-            loss = torch.stack(list(terms.values())).sum(0)
-        else:
-            terms, loss = {}, objective(image)
-        (gradient,) = torch.autograd.grad(loss.sum(), point)
-    return loss.detach(), {name: value.detach() for name, value in terms.items()}, gradient
-
-
-def _method(optimiser: str, point: Tensor, rate: float, history: int) -> Callable[[float], None]:
-    """A function that moves ``point`` along its ``.grad``."""
-    if optimiser == "adam":
-        adam = torch.optim.Adam([point], lr=rate, betas=(0.9, 0.99))
-
-        def move_adam(loss: float) -> None:
-            adam.step()
-            with torch.no_grad():
-                point.clamp_(0, 1)
-
-        return move_adam
-    # max_iter=1 makes one step of one evaluation; the tolerances would otherwise stop it by the loss's scale.
-    lbfgs = torch.optim.LBFGS([point], lr=rate, max_iter=1, history_size=history, tolerance_grad=0, tolerance_change=0)
-    first = True
-
-    def move_lbfgs(loss: float) -> None:
-        nonlocal first
-        # torch starts with a step of min(1, 1 / ‖g‖₁) g, which in low precision is smaller than the rounding of the
-        # loss; ours has a fixed length. Later steps are scaled by the curvature.
-        group = lbfgs.param_groups[0]
-        if first:
-            slope = point.grad
-            rms = slope.square().mean().sqrt().item() * min(1.0, 1 / max(slope.abs().sum().item(), 1e-30))
-            group["lr"] = 0.02 * rate / max(rms, 1e-30)
-        lbfgs.step(lambda: loss)
-        group["lr"], first = rate, False
-
-    return move_lbfgs
-
-
-def _to_angle(image: Tensor) -> Tensor:
-    return torch.asin((2 * image - 1).clamp(-0.98, 0.98))  # a little away from where the slope is 0
-
-
-def _from_angle(angle: Tensor) -> Tensor:
-    return 0.5 + 0.5 * torch.sin(angle)
 
 
 def _with_chroma(decode: Callable[[Tensor], Tensor], target: Tensor, content: Tensor) -> Callable[[Tensor], Tensor]:
