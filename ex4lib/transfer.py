@@ -31,7 +31,7 @@ class Recipe:
     style_loss: str = "gram"
     content_weight: float = 1.0
     style_weight: float = 1.0
-    tv_weight: float = 8.0
+    tv_weight: float = 16.0
     relative: bool = True
     pooling: str = "average"
     padding: str = "replicate"

@@ -1,0 +1,91 @@
+"""Execute the notebooks: copies in build/notebooks, or with ``--in-place`` the committed ones.
+
+Figures are written by the notebooks themselves, through ``ex4lib.figures``. A notebook that fails is named with its
+cell and error, also when the error happened in a widget's callback, where the runner alone would not notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """Run all cells of a notebook in its own folder and return it, without widget state.
+
+    Raises:
+        RuntimeError: a cell or a widget callback failed.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        number = next((i for i, cell in enumerate(notebook.cells) if _failed(cell)), "?")
+        raise RuntimeError(f"{path.name}, cell {number}: {error.ename}: {error.evalue}") from error
+    failures = callback_errors(notebook)
+    if failures:
+        raise RuntimeError(f"{path.name}: a widget callback failed: {', '.join(failures)}")
+    return cleaned(notebook)
+
+
+def callback_errors(notebook: nbformat.NotebookNode) -> list[str]:
+    """Names of the errors that widget callbacks raised."""
+    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    return [
+        output["ename"]
+        for widget in state.get("state", {}).values()
+        for output in widget.get("state", {}).get("outputs", [])
+        if output.get("output_type") == "error"
+    ]
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop widget state, which breaks rendering on GitHub, and what changes from run to run."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--in-place", action="store_true", help="rewrite the committed notebooks")
+    parser.add_argument("names", nargs="*", help="parts of notebook names; default all")
+    options = parser.parse_args()
+    paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    paths = [path for path in paths if not options.names or any(name in path.name for name in options.names)]
+    target = NOTEBOOKS if options.in_place else ROOT / "build" / "notebooks"
+    target.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(paths, start=1):
+        started = time.perf_counter()
+        print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
+        try:
+            notebook = execute(path)
+        except RuntimeError as error:
+            sys.exit(f"\n{error}")
+        temporary = target / f".{path.name}.part"
+        nbformat.write(notebook, temporary)
+        temporary.replace(target / path.name)
+        print(f"{time.perf_counter() - started:.0f} s")
+    print(f"notebooks in {target}, figures in {ROOT / 'figures'}")
+
+
+def _failed(cell: nbformat.NotebookNode) -> bool:
+    return any(output.get("output_type") == "error" for output in cell.get("outputs", []))
+
+
+if __name__ == "__main__":
+    main()
