@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def main() -> None:
     """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"ex4lib: {error}", err=True)
         sys.exit(1)
 
@@ -167,6 +168,9 @@ def main() -> None:
 def _run(output: Path, settings: dict, recipe: Callable, start: str, network, precision, seed) -> None:
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
         raise ValueError(f"the output must end in .png, .jpg, .webp or .tif, got {output.name!r}")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"the output {str(output)!r} cannot be written there")
     begin = start if start in ("content", "noise", "grey", "statistics") else _read(start)
     vgg = models.features(network, precision=precision)
     result = recipe(vgg, start=begin, generator=torch.Generator().manual_seed(seed), progress=True)

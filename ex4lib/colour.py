@@ -25,7 +25,8 @@ def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
     """
     own, other = luminance(image), luminance(reference)
     dims = (1, 2, 3)
-    scale = other.std(dims, keepdim=True) / own.std(dims, keepdim=True).clamp_min(1e-6)
+    deviation, deviation_ref = (luma.std(dims, correction=0, keepdim=True) for luma in (own, other))
+    scale = deviation_ref / deviation.clamp_min(1e-6)
     matched = (own - own.mean(dims, keepdim=True)) * scale + other.mean(dims, keepdim=True)
     return matched.clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
 

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import time
@@ -60,7 +61,7 @@ def stored(
         recipe: bump it when the code's meaning changes under an unchanged configuration.
 
     What is returned has been through the store, so that a first and a second call give the same pictures (8 bits,
-    JPEG, at most 256 px).
+    JPEG, at most 256 px) and numbers (six digits; None for what is not finite, such as the loss of a failed step).
     """
     identity = {
         "config": dict(config),
@@ -140,7 +141,7 @@ def _recall(path: Path) -> Run:
 def _rounded(value: Any) -> Any:
     """Six significant digits, all that a figure or table shows, keep committed curves small."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): _rounded(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

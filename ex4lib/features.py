@@ -166,8 +166,7 @@ class VGG(nn.Module):
         Raises:
             ValueError: a mask of another shape or range, or a region of which less than one position is left.
         """
-        if mask.ndim != 4 or mask.shape[1] != 1 or not (mask.min() >= 0 and mask.max() <= 1):
-            raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got shape {tuple(mask.shape)}")
+        check_mask(mask)
         wanted = {self.resolve(layer) for layer in layers}
         guides: dict[str, Tensor] = {}
         for layer in self._until(wanted):
@@ -204,6 +203,16 @@ class VGG(nn.Module):
         if self.pooling == "max":
             return F.max_pool2d(x, 2)
         return F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
+
+
+def check_mask(mask: Tensor) -> Tensor:
+    """Return ``mask`` if it is ``(B, 1, H, W)`` in [0, 1], else say in one sentence what is wrong."""
+    if mask.ndim != 4 or mask.shape[1] != 1 or 0 in mask.shape:
+        raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got shape {tuple(mask.shape)}")
+    low, high = mask.min().item(), mask.max().item()
+    if not (low >= 0 and high <= 1):  # NaN fails every comparison
+        raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got values from {low:.4g} to {high:.4g}")
+    return mask
 
 
 def _check_options(pooling: str, padding: str) -> None:

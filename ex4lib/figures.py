@@ -145,7 +145,7 @@ def matrix(
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         figure = Figure((1.6 + 0.72 * table.shape[1], 1.2 + 0.36 * table.shape[0]), layout="constrained")
         ax = figure.subplots()
-        shades = np.log(table) if log else table
+        shades = np.log(table.clip(min=table[table > 0].min())) if log else table  # a 0 is as dark as the least
         ax.imshow(shades, cmap="viridis", aspect="auto")
         ax.set_xticks(range(table.shape[1]), column_labels, rotation=45, ha="right")
         ax.set_yticks(range(table.shape[0]), row_labels)
@@ -167,8 +167,8 @@ def save(figure: Figure, name: str, *, caption: str, values: Any = None, **prove
     """
     row = {"caption": caption, "values": values, **provenance, "environment": environment()}
     buffer = io.BytesIO()
-    text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False)})
-    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"pnginfo": text})
+    text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)})
+    figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": text})
     folder = figures_folder()
     images.write_bytes(folder / f"{name}.png", buffer.getvalue())
     with open(folder / ".lock", "w") as lock:  # notebooks may run side by side

@@ -6,10 +6,10 @@ The only room that knows file formats, EXIF rotation, transparency, colour profi
 from __future__ import annotations
 
 import difflib
+import http.client
 import io
 import os
 import tempfile
-import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
@@ -64,10 +64,11 @@ def save(image: Tensor, path: str | os.PathLike, *, metadata: dict[str, str] | N
     The file appears whole or not at all: it is written beside its place and then renamed.
 
     Raises:
-        ValueError: not one picture ``(1, 3, H, W)``, or a file ending that no format has.
+        ValueError: not one picture ``(1, 3, H, W)``, or a file ending that no writable format has.
     """
     path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
+    format_name = Image.registered_extensions().get(path.suffix.lower())
+    if format_name not in Image.SAVE:
         raise ValueError(f"path must end in a picture format such as .png or .jpg, got {path.name!r}")
     options: dict = {"icc_profile": _SRGB.tobytes()}
     if path.suffix.lower() == ".png":
@@ -75,7 +76,7 @@ def save(image: Tensor, path: str | os.PathLike, *, metadata: dict[str, str] | N
     elif path.suffix.lower() in (".jpg", ".jpeg"):
         options |= {"quality": 95, "subsampling": 0}
     buffer = io.BytesIO()
-    to_pil(image).save(buffer, format=Image.registered_extensions()[path.suffix.lower()], **options)
+    to_pil(image).save(buffer, format=format_name, **options)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -136,9 +137,9 @@ def from_pil(picture: Image.Image) -> Tensor:
 def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Resample with an antialiased bicubic filter: to a longer side of ``size``, or to ``(H, W)``."""
     height, width = image.shape[-2:]
+    if (size if isinstance(size, int) else min(size)) < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
     if isinstance(size, int):
-        if size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
         factor = size / max(height, width)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
     if tuple(size) == (height, width):
@@ -192,11 +193,11 @@ def _read(source: str) -> Tensor:
 
 
 def _download(url: str) -> io.BytesIO:
-    request = urllib.request.Request(url, headers={"User-Agent": "ex4lib"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "ex4lib"})
         with urllib.request.urlopen(request, timeout=30) as response:
             return io.BytesIO(response.read())
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ValueError(f"{url!r} cannot be fetched: {error}") from error
 
 

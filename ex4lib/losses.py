@@ -182,6 +182,11 @@ def style_terms(
         ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
     """
     images = [images] if isinstance(images, Tensor) else list(images)
+    if not images or not layers:
+        raise ValueError(f"at least one style and one layer are needed, got {len(images)} and {len(layers)}")
+    style_masks = [None] * len(images) if style_masks is None else list(style_masks)
+    if len(style_masks) != len(images):
+        raise ValueError(f"style_masks must be one per style: {len(images)} styles, {len(style_masks)} masks")
     if isinstance(statistic, str):
         if statistic not in STATISTICS:
             raise ValueError(f"style_loss must be one of {', '.join(STATISTICS)}, got {statistic!r}")
@@ -192,12 +197,15 @@ def style_terms(
     guides = network.masks(mask, names) if mask is not None else {}
     targets = dict.fromkeys(names, 0.0)
     with torch.no_grad():
-        for index, image in enumerate(images):
-            style_mask = style_masks[index] if style_masks else None
+        for image, style_mask, share in zip(images, style_masks, blend, strict=True):
             own_guides = network.masks(style_mask, names) if style_mask is not None else {}
+            if style_mask is not None and style_mask.shape[-2:] != image.shape[-2:]:
+                raise ValueError(
+                    f"style_masks must have the size of their styles: {image.shape[-2]} x {image.shape[-1]}, got "
+                    f"{style_mask.shape[-2]} x {style_mask.shape[-1]}"
+                )
             for name, feature in network(check(image, "style image"), names).items():
-                share = blend[index] / sum(blend)
-                targets[name] = targets[name] + share * statistic(feature, own_guides.get(name))
+                targets[name] = targets[name] + share / sum(blend) * statistic(feature, own_guides.get(name))
     terms = []
     for name, layer_weight in zip(names, layer_weights, strict=True):
         target, unit = targets[name], 1.0
@@ -244,13 +252,19 @@ def calibrate(
             if name.startswith("content"):
                 content += gradient
             else:
-                factors[name] = weights[name] / gradient.norm().item() if per_layer else 1.0
+                factors[name] = weights[name] / _norm(gradient, name) if per_layer else 1.0
                 style += factors[name] * gradient
-    content_norm, style_norm = content.norm().item() or 1.0, style.norm().item()
-    if not 0 < style_norm < float("inf"):
-        raise ValueError(f"the style gradient must be finite and not zero to calibrate, its norm is {style_norm}")
-    common = ratio * content_norm / style_norm
+    common = ratio * (content.norm().item() or 1.0) / _norm(style, "style")
     return objective.reweighted({name: weights[name] * factor * common for name, factor in factors.items()})
+
+
+def _norm(gradient: Tensor, name: str) -> float:
+    norm = gradient.norm().item()
+    if not 0 < norm < float("inf"):
+        raise ValueError(
+            f"to calibrate, the style gradient must be finite and not zero; that of {name} has norm {norm}"
+        )
+    return norm
 
 
 def _weights(weights: Sequence[float] | None, count: int, argument: str) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 
 import lpips
@@ -73,7 +74,7 @@ def content_error(network: VGG, image: Tensor, content: Tensor, *, layer: str = 
     network = network.variant(pooling="max", padding="zeros")
     layer = network.resolve(layer)
     content = _judged(content, network)
-    image = images.resize(image.to(content), tuple(content.shape[-2:]))
+    image = images.resize(images.check(image, "image").to(content), tuple(content.shape[-2:]))
     own, other = (at_least_float32(network(picture, [layer])[layer]) for picture in (image, content))
     return ((own - other).square().sum() / other.square().sum()).item()
 
@@ -120,7 +121,9 @@ def perceptual_distance(network: VGG, image: Tensor, reference: Tensor) -> float
 
 @functools.lru_cache(maxsize=1)
 def _lpips_heads() -> lpips.LPIPS:
-    heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision the old way
+        heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
     heads.scaling_layer = nn.Identity()  # normalisation lives in our network
     return heads
 

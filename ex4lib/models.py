@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,10 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
     folder = os.environ.get("EX4_MODELS")
     local = Path(folder, f"{name}.pth") if folder else None
     if local is not None and local.is_file():
-        return torch.load(local, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(local, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{local} cannot be read as a weight file of {name}: {error}") from error
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -107,7 +109,7 @@ def optimise(
         loss, terms, gradient = _evaluate(objective, point, decode)
         total = loss.sum().item()
         note = ""
-        if total < 10 * best_loss:  # also false for NaN; true at the first finite evaluation
+        if math.isfinite(total) and total <= 10 * best_loss:  # true at the first finite evaluation
             failures = 0
             if total < best_loss:
                 best_loss, best_point = total, here
@@ -132,19 +134,18 @@ def optimise(
 def finish(steps: Iterator[Step], *, progress: bool = False, callback: Callable | None = None) -> Result:
     """Run a loop to its end; ``progress`` shows a bar, ``callback(step)`` sees every step."""
     losses, terms, notes, started = [], {}, [], time.perf_counter()
-    step = None
-    with tqdm(disable=not progress, unit="evaluation") as bar:
-        for step in steps:
+    first = next(steps, None)  # before the bar, so that an error is not written behind it
+    if first is None:
+        raise ValueError("the loop had no steps")
+    with tqdm(total=first.total, disable=not progress, unit="evaluation") as bar:
+        for step in itertools.chain([first], steps):
             losses.append(step.loss.sum())
             for name, value in step.terms.items():
                 terms.setdefault(name, []).append(value.sum())
             notes += [step.note] if step.note else []
-            bar.total = step.total
             bar.update()
             if callback is not None:
                 callback(step)
-    if step is None:
-        raise ValueError("the loop had no steps")
     numbers = {name: torch.stack(values).tolist() for name, values in terms.items()}
     return Result(step.best, torch.stack(losses).tolist(), numbers, time.perf_counter() - started, notes)
 

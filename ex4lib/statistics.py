@@ -115,10 +115,13 @@ class SlicedWasserstein:
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         positions, weights = _positions(features, mask)
         directions = _directions(positions.shape[1], self.projections, self.seed).to(positions)
-        values, order = (directions @ positions).sort(2)  # (B, K, P)
+        projected = directions @ positions  # (B, K, P)
         if weights is None:
-            return self._uniform_quantiles(values)
-        return self._weighted_quantiles(values, weights.expand(len(values), 1, -1), order)
+            return self._uniform_quantiles(projected.sort(2).values)
+        # What is masked out goes behind the last position, where no quantile looks.
+        weights = weights.expand(len(projected), 1, -1)
+        values, order = projected.masked_fill(weights == 0, float("inf")).sort(2)
+        return self._weighted_quantiles(values, weights, order)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).square().mean((1, 2))
@@ -139,8 +142,8 @@ class SlicedWasserstein:
         mass = mass / mass.sum(2, keepdim=True)
         middle = mass.cumsum(2) - mass / 2
         levels = self._levels(values).expand(*values.shape[:2], -1).contiguous()
-        above = torch.searchsorted(middle.contiguous(), levels).clamp(1, max(values.shape[2] - 1, 1))
-        above = above.clamp_max(values.shape[2] - 1)
+        last = (weights > 0).sum(2, keepdim=True) - 1
+        above = torch.searchsorted(middle.contiguous(), levels).clamp_min(1).minimum(last).clamp_min(0)
         below = (above - 1).clamp_min(0)
         gap = middle.gather(2, above) - middle.gather(2, below)
         share = ((levels - middle.gather(2, below)) / gap.clamp_min(1e-12)).clamp(0, 1)

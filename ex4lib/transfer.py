@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ex4lib import colour, images
-from ex4lib.features import VGG
+from ex4lib.features import VGG, check_mask
 from ex4lib.losses import Objective, TotalVariation, content_terms, style_terms
 from ex4lib.optimisation import Result, Step, finish, optimise
 
@@ -53,6 +53,8 @@ class Recipe:
         if masks is None:
             parts += style_terms(network, styles, *arguments, blend=blend, **options)
         else:
+            if blend is not None:
+                raise ValueError("blend and masks exclude each other: styles either mix or have a region each")
             if len(masks) != len(styles):
                 raise ValueError(f"masks must be one per style: {len(styles)} styles, {len(masks)} masks")
             for number, (style, mask) in enumerate(zip(styles, masks, strict=True)):
@@ -156,6 +158,9 @@ def stylize_steps(
     where = network.mean.device
     content = images.check(content, "content").to(where)
     styles = [images.check(each, "style").to(where) for each in ([style] if isinstance(style, Tensor) else style)]
+    if not styles:
+        raise ValueError("at least one style is needed")
+    masks = None if masks is None else [check_mask(mask).to(where) for mask in masks]
     scales = list(scales or _doubling(size))
     if scales != sorted(scales) or scales[-1] != size or scales[0] < 1:
         raise ValueError(f"scales must rise to size {size}, got {scales}")
@@ -182,7 +187,7 @@ def stylize_steps(
             target,
             [images.resize(each, round(scale * style_scale)) for each in styles],
             blend=blend,
-            masks=None if masks is None else [images.resize(mask.to(where), grid) for mask in masks],
+            masks=None if masks is None else [images.resize(mask, grid) for mask in masks],
         )
         init = images.resize(finished, grid) if number else starting_image(start, target, styles[0], generator)
         for step in optimise(objective, init, optimiser=optimiser, evaluations=share):
