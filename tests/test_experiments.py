@@ -1,0 +1,177 @@
+"""The store: computed once, never half kept."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from ex4lib import experiments, images
+from ex4lib.experiments import Run, stored
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "figures" / "runs"
+
+
+@pytest.fixture
+def compute():
+    """A run that counts how often it is computed."""
+
+    def run():
+        run.calls += 1
+        return Run({"loss": 1 / 3, "curve": [1.0, 2], "name": "a"}, {"image": run.image})
+
+    run.calls, run.image = 0, images.load("chelsea", 64)
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_second_call_does_not_compute(store, compute):
+    first = stored("kind", {"seed": 1}, compute)
+    second = stored("kind", {"seed": 1}, compute)
+    assert compute.calls == 1
+    assert first.values == second.values == {"loss": 0.333333, "curve": [1.0, 2], "name": "a"}
+    assert torch.equal(first.pictures["image"], second.pictures["image"])
+    assert first.provenance == second.provenance
+    assert len(files(store / "kind")) == 2
+
+
+def test_pictures_survive(compute):
+    got = stored("kind", {}, compute).pictures["image"]
+    assert got.shape == compute.image.shape
+    assert (got - compute.image).abs().mean() < 0.02
+
+
+def test_large_pictures_are_kept_small(compute):
+    compute.image = images.load("coffee", 400)
+    got = stored("kind", {}, compute).pictures["image"]
+    assert max(got.shape[2:]) == experiments.STORED_SIZE
+    assert (got - images.resize(compute.image, experiments.STORED_SIZE)).abs().mean() < 0.03
+
+
+def test_provenance(compute):
+    inputs = {"content": torch.full((1, 3, 2, 2), 0.5)}
+    provenance = stored("kind", {"seed": 1}, compute, inputs=inputs, weights={"vgg": "abc"}, recipe=3).provenance
+    assert (provenance["config"], provenance["weights"], provenance["recipe"]) == ({"seed": 1}, {"vgg": "abc"}, 3)
+    assert provenance["environment"]["torch"] == importlib.metadata.version("torch")
+    assert len(provenance["inputs"]["content"]) == 64 and provenance["seconds"] >= 0
+
+
+BASE = {"kind": "kind", "config": {"a": 1}, "inputs": {"x": torch.full((1, 3, 2, 2), 0.5)}, "weights": {"n": "1"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"a": 2}},
+        {"config": {"a": 1, "b": None}},
+        {"inputs": {"x": torch.full((1, 3, 2, 2), 0.6)}},
+        {"inputs": {"y": torch.full((1, 3, 2, 2), 0.5)}},
+        {"inputs": {"x": torch.full((1, 3, 1, 4), 0.5)}},
+        {"weights": {"n": "2"}},
+        {"recipe": 2},
+        {"kind": "other"},
+    ],
+)
+def test_what_makes_another_run(store, compute, change):
+    stored(compute=compute, **BASE)
+    stored(compute=compute, **(BASE | change))
+    assert compute.calls == 2
+    stored(compute=compute, **BASE)
+    assert compute.calls == 2
+    assert len([name for name in files(store) if name.endswith(".json")]) == 2
+
+
+def test_what_makes_no_other_run(compute):
+    stored(compute=compute, **BASE)
+    same = {"config": dict(reversed(BASE["config"].items())), "inputs": {"x": BASE["inputs"]["x"] + 1e-4}}
+    stored(compute=compute, **(BASE | same))
+    assert compute.calls == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_leaves_nothing_and_resumes(store, compute, error):
+    def interrupted():
+        raise error
+
+    with pytest.raises(error):
+        stored("kind", {}, interrupted)
+    assert files(store) == []
+    stored("kind", {}, compute)
+    assert compute.calls == 1
+
+
+def test_what_is_not_finite_is_kept_as_none():
+    """A loop that rolled back has a loss that is no number; that must not cost the run."""
+    run = stored("kind", {}, lambda: Run({"losses": [1.0, float("nan"), float("inf"), 0.5]}))
+    assert run.values == {"losses": [1.0, None, None, 0.5]}
+
+
+def test_ignoring_the_store_computes_once_per_process(compute, monkeypatch):
+    stored("kind", {}, compute)
+    monkeypatch.setattr(experiments, "_computed", set())  # a new process
+    monkeypatch.setenv("EX4_STORE", "ignore")
+    stored("kind", {}, compute)
+    assert compute.calls == 2
+    stored("kind", {}, compute)
+    assert compute.calls == 2
+
+
+def test_a_process_killed_while_writing(store, compute):
+    """Processes die with half of a file on disk; the next one computes anew and reads nothing of it."""
+    script = """
+        import os
+        import torch
+        from ex4lib import experiments
+
+        run = experiments.Run({"loss": 1.0}, {"image": torch.zeros(1, 3, 8, 8)})
+        real = os.fdopen
+
+        def die_at(suffix):
+            def dying(descriptor, mode):
+                file = real(descriptor, mode)
+                if suffix in os.readlink(f"/proc/self/fd/{descriptor}"):
+                    file.write(b"half a")
+                    file.flush()
+                    os._exit(9)
+                return file
+
+            os.fdopen = dying
+            experiments.stored("kind", {}, lambda: run)
+
+        for suffix in (".jpg", ".json"):
+            child = os.fork()
+            if child == 0:
+                die_at(suffix)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(experiments.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, timeout=300, check=True)
+    left = files(store)
+    assert any(".jpg" in name for name in left) and any(".json" in name for name in left)
+    assert not any(name.endswith(".json") for name in left)
+    got = stored("kind", {}, compute)
+    assert compute.calls == 1 and got.values["name"] == "a"
+    assert got.pictures["image"].shape == compute.image.shape
+
+
+def test_the_figures_folder(monkeypatch, tmp_path):
+    assert experiments.figures_folder() == tmp_path / "figures"
+    monkeypatch.delenv("EX4_FIGURES")
+    assert experiments.figures_folder() == Path(experiments.__file__).resolve().parents[1] / "figures"
+
+
+def test_json_is_written_the_same_way(tmp_path):
+    experiments.write_json(tmp_path / "a.json", {"b": 1, "a": "größer"})
+    experiments.write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
+    content = (tmp_path / "a.json").read_bytes()
+    assert content == (tmp_path / "b.json").read_bytes() == '{\n "a": "größer",\n "b": 1\n}\n'.encode()

@@ -1,0 +1,114 @@
+"""Figures: saved with what made them, the same bytes twice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from ex4lib import figures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "figures"
+
+
+@pytest.fixture
+def plot():
+    return figures.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_carries_its_provenance(folder, plot):
+    returned = figures.save(plot, "name", caption="Größe", values={"loss": [1, 2.5]}, config={"seed": 3})
+    assert returned is plot
+    with Image.open(folder / "name.png") as picture:
+        row = json.loads(picture.text["ex4lib"])
+    assert row["caption"] == "Größe" and row["values"] == {"loss": [1, 2.5]} and row["config"] == {"seed": 3}
+    assert {"torch", "python", "device"} <= set(row["environment"])
+    assert json.loads((folder / "metrics.json").read_text()) == {"name": row}
+
+
+def test_saving_twice_gives_the_same_bytes(folder, plot):
+    def content():
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".png", ".json")}
+
+    figures.save(plot, "name", caption="c", values=[1])
+    before = content()
+    again = figures.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
+    figures.save(again, "name", caption="c", values=[1])
+    assert set(before) == {"name.png", "metrics.json"} and content() == before
+
+
+def test_rows_of_other_figures_are_kept(folder, plot):
+    figures.save(plot, "first", caption="1")
+    figures.save(plot, "second", caption="2")
+    figures.save(plot, "first", caption="3")
+    rows = json.loads((folder / "metrics.json").read_text())
+    assert {name: row["caption"] for name, row in rows.items()} == {"first": "3", "second": "2"}
+
+
+@pytest.mark.parametrize("values", [float("nan"), object()])
+def test_values_that_are_no_json_leave_the_old_figure(folder, plot, values):
+    figures.save(plot, "name", caption="old")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises((ValueError, TypeError)):
+        figures.save(plot, "name", caption="new", values=values)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_grid(folder):
+    red = torch.zeros(1, 3, 8, 8)
+    red[:, 0] = 1
+    made = figures.grid(
+        [[red, None], [1 - red]],
+        row_labels=["r1", "r2"],
+        column_labels=["c1", "c2"],
+        captions=[["one", ""], ["two\nlines"]],
+    )
+    axes = np.array(made.axes).reshape(2, 2)
+    assert [ax.get_title() for ax in axes[0]] == ["c1", "c2"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["r1", "r2"]
+    assert [ax.get_xlabel() for ax in axes.ravel()] == ["one", "", "two\nlines", ""]
+    assert [len(ax.images) for ax in axes.ravel()] == [1, 0, 1, 0]
+    assert (axes[0, 0].images[0].get_array() == [255, 0, 0]).all()
+    figures.save(made, "grid", caption="c")
+    with Image.open(folder / "grid.png") as picture:
+        levels = np.asarray(picture.convert("RGB"))
+    assert (levels == [255, 0, 0]).all(-1).sum() > 1000 and (levels == [0, 255, 255]).all(-1).sum() > 1000
+
+
+def test_curves_are_told_apart_by_colour_and_marker():
+    series = {f"line {i}": ([1, 2], [i, 2 * i]) for i in range(1, 9)}
+    made = figures.curves(series, xlabel="evaluations", ylabel="loss", log="y")
+    (ax,) = made.axes
+    assert len({to_hex(line.get_color()) for line in ax.lines}) == len({line.get_marker() for line in ax.lines}) == 8
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("evaluations", "loss")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(series)
+    assert ax.lines[2].get_ydata().tolist() == [3, 6]
+
+
+def test_panels():
+    part = {"series": {"a": ([0, 1], [1, 2])}, "xlabel": "x", "ylabel": "y", "ticks": ["p", "q"]}
+    made = figures.panels([part | {"title": str(i)} for i in range(3)], columns=2)
+    assert [ax.get_title() for ax in made.axes] == ["0", "1", "2", ""]
+    assert [ax.get_visible() for ax in made.axes] == [True, True, True, False]
+    assert [tick.get_text() for tick in made.axes[0].get_xticklabels()] == ["p", "q"]
+
+
+def test_matrix():
+    made = figures.matrix([[1, 10, 100], [0.1, 1, 1000]], row_labels="ab", column_labels="xyz", xlabel="j", ylabel="i")
+    (ax,) = made.axes
+    assert [text.get_text() for text in ax.texts] == ["1", "10", "1e+02", "0.1", "1", "1e+03"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_matrix_with_zeros_is_still_shaded():
+    """The diagonal of a distance matrix is 0, whose logarithm is none."""
+    made = figures.matrix([[0, 1], [10, 0]], row_labels="ab", column_labels="ab", xlabel="j", ylabel="i")
+    assert np.isfinite(np.asarray(made.axes[0].images[0].get_array(), dtype=float)).all()
+    assert {text.get_color() for text in made.axes[0].texts} == {"black", "white"}

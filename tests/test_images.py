@@ -1,0 +1,383 @@
+"""Files, URLs and tensors: either handled as a person expects or refused in one sentence."""
+
+import http.server
+import io
+import re
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from ex4lib import images
+
+
+@pytest.fixture
+def levels():
+    """Random 8-bit RGB levels, taller than wide."""
+    return np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+
+
+def as_levels(image):
+    """The 8-bit levels ``(H, W, 3)`` of an image tensor, which must hold exact ones."""
+    scaled = image[0].double().permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(scaled, np.round(scaled), atol=1e-4)
+    return np.round(scaled).astype(np.uint8)
+
+
+def png_chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0" * 64))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
+
+
+# --- what ships ---------------------------------------------------------------------------------------------------
+
+
+def test_every_shipped_picture_loads():
+    assert {"chelsea", "astronaut", "coffee", "hokusai-great-wave"} <= set(images.names())
+    for name in images.names():
+        image = images.load(name, 48)
+        assert image.shape[:2] == (1, 3) and max(image.shape[2:]) == 48
+        assert image.dtype == torch.float32 and image.is_contiguous()
+        assert image.min() >= 0 and image.max() <= 1
+
+
+def test_a_misspelt_name_lists_near_matches():
+    with pytest.raises(FileNotFoundError, match=r"'chelsae'.*did you mean chelsea"):
+        images.load("chelsae")
+
+
+# --- formats ------------------------------------------------------------------------------------------------------
+
+
+def test_rgb_png_is_exact(tmp_path, levels):
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(levels)):
+        image = images.load(source)
+        assert image.dtype == torch.float32 and image.shape == (1, 3, 9, 7)
+        np.testing.assert_array_equal(as_levels(image), levels)
+
+
+def test_one_pixel(tmp_path):
+    Image.new("RGB", (1, 1), (255, 0, 51)).save(tmp_path / "one.png")
+    assert images.load(tmp_path / "one.png").flatten().tolist() == pytest.approx([1, 0, 0.2])
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "ink.jpg", quality=100)
+    red, green, blue = images.load(tmp_path / "ink.jpg")[0].mean((1, 2)).tolist()
+    assert red > 0.95 and green < 0.05 and blue < 0.05
+
+
+def test_16_bit_grey_png_keeps_its_precision(tmp_path):
+    deep = np.array([[0, 1, 255, 256], [12345, 40000, 65534, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as written:
+        assert written.mode.startswith("I")
+    image = images.load(tmp_path / "deep.png")
+    for channel in image[0]:
+        np.testing.assert_allclose(channel.numpy(), deep / 65535, atol=1e-7)
+
+
+def test_floating_point_grey_tiff(tmp_path):
+    values = np.array([[0.0, 0.25], [0.7, 1.0]], dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    np.testing.assert_array_equal(images.load(tmp_path / "float.tif")[0, 1].numpy(), values)
+    Image.fromarray(values * 300).save(tmp_path / "range.tif")
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\], got 0 to 300"):
+        images.load(tmp_path / "range.tif")
+
+
+def test_1_bit(tmp_path):
+    bits = np.array([[True, False], [False, True]])
+    Image.fromarray(bits).save(tmp_path / "bits.png")
+    for channel in images.load(tmp_path / "bits.png")[0]:
+        np.testing.assert_array_equal(channel.numpy(), bits)
+
+
+def test_palette_with_transparency_lies_on_white(tmp_path):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "palette.png", transparency=1)
+    assert as_levels(images.load(tmp_path / "palette.png")).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_palette_without_transparency(tmp_path):
+    picture = Image.new("P", (1, 1))
+    picture.putpalette([10, 20, 30])
+    picture.save(tmp_path / "palette.png")
+    assert as_levels(images.load(tmp_path / "palette.png")).tolist() == [[[10, 20, 30]]]
+
+
+def test_alpha_lies_on_white(tmp_path):
+    rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    got = as_levels(images.load(tmp_path / "rgba.png"))[0].astype(int)
+    assert got[0].tolist() == [200, 100, 0]
+    assert got[1].tolist() == [255, 255, 255]
+    assert np.abs(got[2] - (0.2 * np.array([200, 100, 0]) + 0.8 * 255)).max() <= 1
+
+
+def test_grey_with_alpha_lies_on_white(tmp_path):
+    Image.fromarray(np.array([[[90, 255], [90, 0]]], dtype=np.uint8), "LA").save(tmp_path / "la.png")
+    assert as_levels(images.load(tmp_path / "la.png")).tolist() == [[[90] * 3, [255] * 3]]
+
+
+ROTATIONS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", ROTATIONS)
+def test_exif_orientation(tmp_path, levels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(levels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(as_levels(images.load(tmp_path / "turned.png")), ROTATIONS[orientation](levels))
+
+
+def test_exif_orientation_of_a_jpeg(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert images.load(tmp_path / "turned.jpg").shape == (1, 3, 24, 8)
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    assert as_levels(images.load(tmp_path / "film.gif")).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+
+
+def test_colour_profiles_are_converted(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # A profile whose red and green primaries are exchanged: exchange the names of the two entries of its tag table.
+    exchanged = srgb.replace(b"rXYZ", b"----", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"----", b"gXYZ", 1)
+    picture = Image.new("RGB", (2, 2), (255, 0, 0))
+    picture.save(tmp_path / "exchanged.png", icc_profile=exchanged)
+    picture.save(tmp_path / "same.png", icc_profile=srgb)
+    picture.save(tmp_path / "damaged.png", icc_profile=b"no profile at all")
+    for name, expected in (("exchanged", [0, 255, 0]), ("same", [255, 0, 0]), ("damaged", [255, 0, 0])):
+        got = as_levels(images.load(tmp_path / f"{name}.png"))[0, 0].astype(int)
+        assert np.abs(got - expected).max() <= 2, name
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_truncated_files(tmp_path, ending, share):
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{ending}")
+    content = (tmp_path / f"whole.{ending}").read_bytes()
+    (tmp_path / f"cut.{ending}").write_bytes(content[: int(share * len(content))])
+    images.load(tmp_path / f"whole.{ending}")
+    with pytest.raises(ValueError, match=rf"cut\.{ending}' cannot be read as a picture"):
+        images.load(tmp_path / f"cut.{ending}")
+
+
+@pytest.mark.parametrize("side", [11_000, 60_000])
+def test_huge_pictures_are_refused_by_their_header(tmp_path, side):
+    (tmp_path / "huge.png").write_bytes(png_header(side, side))
+    with pytest.raises(ValueError, match=r"pixels"):
+        images.load(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"just some text\n"])
+def test_a_text_file_called_png(tmp_path, content):
+    (tmp_path / "text.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"text\.png' cannot be read as a picture"):
+        images.load(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("name", ["missing.png", "."])
+def test_missing_file_and_folder(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        images.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((1, 3, 2, 2), float("nan")), "finite"),
+        (torch.full((1, 3, 2, 2), float("inf")), "finite"),
+        (torch.full((1, 3, 2, 2), 1.5), r"\[0, 1\].*1\.5"),
+        (torch.full((1, 3, 2, 2), -0.5), r"\[0, 1\].*-0\.5"),
+        (torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "floating point.*uint8"),
+        (torch.zeros(3, 2, 2), r"shape \(B, 3, H, W\)"),
+        (torch.zeros(1, 1, 2, 2), r"shape \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 0, 2), r"shape \(B, 3, H, W\)"),
+    ],
+)
+def test_bad_tensors(tensor, message):
+    with pytest.raises(ValueError, match=message):
+        images.load(tensor)
+
+
+def test_a_single_bad_pixel_is_found():
+    image = torch.rand(1, 3, 8, 8)
+    image[0, 1, 3, 4] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        images.check(image, "image")
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match=r"source must be .* got ndarray"):
+        images.load(np.zeros((2, 2, 3)))
+
+
+# --- URLs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(levels, monkeypatch):
+    """A web server on this machine: /ok.png is a picture, /cut.png ends too early, the rest is missing."""
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path not in ("/ok.png", "/cut.png"):
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(buffer.getvalue())))
+            self.end_headers()
+            self.wfile.write(buffer.getvalue()[: None if self.path == "/ok.png" else 50])
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
+        thread.join()
+
+
+def test_url(server, levels):
+    np.testing.assert_array_equal(as_levels(images.load(f"{server}/ok.png")), levels)
+
+
+@pytest.mark.parametrize(("path", "message"), [("missing.png", "404"), ("cut.png", "cannot be fetched")])
+def test_url_that_fails(server, path, message):
+    with pytest.raises(ValueError, match=rf"{re.escape(server)}/{path}.*{message}"):
+        images.load(f"{server}/{path}")
+
+
+def test_url_that_is_none():
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        images.load("http://")
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_again(tmp_path, levels):
+    image = images.load(Image.fromarray(levels))
+    path = images.save(image, tmp_path / "new folder" / "a.png", metadata={"ex4lib": "größer\n{}"})
+    np.testing.assert_array_equal(as_levels(images.load(path)), levels)
+    with Image.open(path) as written:
+        assert written.text["ex4lib"] == "größer\n{}"
+        assert written.info["icc_profile"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "tif", "bmp"])
+def test_other_formats(tmp_path, ending):
+    image = images.load("chelsea", 64)
+    again = images.load(images.save(image, tmp_path / f"a.{ending}"))
+    assert (again - image).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("ending", ["xyz", "psd", ""])
+def test_an_ending_that_cannot_be_written(tmp_path, ending):
+    with pytest.raises(ValueError, match="path must end in a picture format"):
+        images.save(torch.rand(1, 3, 4, 4), tmp_path / f"a.{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [torch.rand(2, 3, 4, 4), torch.full((1, 3, 4, 4), float("nan"))])
+def test_a_failed_save_leaves_the_old_file(tmp_path, bad):
+    path = images.save(torch.zeros(1, 3, 4, 4), tmp_path / "a.png")
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        images.save(bad, path)
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = images.write_bytes(tmp_path / "a.bin", b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        images.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_to_pil_rounds():
+    image = torch.tensor([0.0, 0.4 / 255, 0.6 / 255]).view(1, 3, 1, 1)
+    assert images.to_pil(image).getpixel((0, 0)) == (0, 0, 1)
+    assert images.to_pil(image[0]).getpixel((0, 0)) == (0, 0, 1)
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [((40, 80), 20, (10, 20)), ((80, 40), 20, (20, 10)), ((10, 20), 40, (20, 40)), ((1, 90), 9, (1, 9))],
+)
+def test_resize_sets_the_longer_side(shape, size, expected):
+    assert images.resize(torch.rand(1, 3, *shape), size).shape[2:] == expected
+
+
+def test_resize_is_pillow_s_bicubic():
+    image = torch.rand(1, 3, 40, 30, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+    for height, width in ((13, 9), (60, 71)):
+        got = images.resize(image, (height, width))
+        for channel in range(3):
+            reference = Image.fromarray(image[0, channel].numpy()).resize((width, height), Image.Resampling.BICUBIC)
+            np.testing.assert_allclose(got[0, channel].numpy(), np.asarray(reference).clip(0, 1), atol=1e-5)
+
+
+def test_resize_to_its_own_size_changes_nothing():
+    image = torch.rand(1, 3, 12, 8)
+    assert images.resize(image, 12) is image
+
+
+@pytest.mark.parametrize("size", [0, -3, (0, 4), (4, 0)])
+def test_resize_to_nothing(size):
+    with pytest.raises(ValueError, match="size must be at least 1 pixel"):
+        images.resize(torch.rand(1, 3, 4, 4), size)
+
+
+def test_crop_square():
+    image = torch.arange(3 * 4 * 7, dtype=torch.float32).view(1, 3, 4, 7) / 84
+    np.testing.assert_array_equal(images.crop_square(image).numpy(), image.numpy()[:, :, :, 1:5])
+    np.testing.assert_array_equal(images.crop_square(image.mT).numpy(), image.mT.numpy()[:, :, 1:5])

@@ -1,0 +1,83 @@
+"""Every notebook runs to its end in the full profile, on random weights of the real architectures, in its fast mode."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def builder():
+    spec = importlib.util.spec_from_file_location("build", ROOT / "report" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def random_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name in ("vgg16", "vgg19"):
+        torch.save(
+            getattr(torchvision.models, name)(weights=None).features.state_dict(prefix="features."),
+            folder / f"{name}.pth",
+        )
+    return folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "not executed"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type in ("error",)]
+    assert "colab-badge.svg" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_is_followed_by_words(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for index, cell in enumerate(cells):
+        if cell.cell_type == "code" and "figures.save(" in cell.source:
+            words = next((each.source for each in cells[index + 1 :] if each.cell_type == "markdown"), "")
+            assert len(words) > 80, f"no words after the figure of {cell.source[-80:]!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_in_the_full_profile(path, random_models, tmp_path, monkeypatch):
+    monkeypatch.setenv("EX4_PROFILE", "full")
+    monkeypatch.setenv("EX4_FAST", "1")
+    monkeypatch.setenv("EX4_MODELS", str(random_models))
+    monkeypatch.setenv("EX4_FIGURES", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    builder().execute(path)
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_a_failing_cell_is_named(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    with pytest.raises(RuntimeError, match=r"broken.ipynb, cell 1: ZeroDivisionError"):
+        builder().execute(tmp_path / "broken.ipynb")
+
+
+def test_a_failing_widget_callback_is_noticed(tmp_path):
+    source = (
+        "import ipywidgets\n"
+        "def fail(x):\n    raise ValueError('no')\n"
+        "ipywidgets.interactive_output(fail, {'x': ipywidgets.IntSlider()})"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "broken.ipynb")
+    with pytest.raises(RuntimeError, match="a widget callback failed: ValueError"):
+        builder().execute(tmp_path / "broken.ipynb")
