@@ -75,8 +75,8 @@ class VGG(nn.Module):
             here".
         name: what figures and errors call the network.
 
-    ``module.to(torch.bfloat16)`` halves memory and, where the hardware multiplies bfloat16, time; normalisation
-    stays in the image's precision.
+    ``vgg.convolutions.to(torch.bfloat16)`` halves memory and, where the hardware multiplies bfloat16, time; the
+    normalisation stays in the image's precision.
     """
 
     def __init__(

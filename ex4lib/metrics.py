@@ -29,16 +29,18 @@ def style_distance(
     *,
     layers: Sequence[str] = HELD_OUT,
     statistic: str | Statistic = "gram",
+    size: int | None = JUDGED_SIZE,
 ) -> float:
     """Mean over layers of ``d(S, S*) / d(0, S*)``; for Gram matrices ``‖G - G*‖² / ‖G*‖²``.
 
-    Both pictures are judged at a longer side of 256 px, in the network as it was trained (max pooling, zero
-    padding). 0 is the style itself; a grey image is near 1; nothing bounds it above.
+    Both pictures are judged at a longer side of ``size`` pixels (None: as they are, for resampling blurs the finest
+    texture), in the network as it was trained (max pooling, zero padding). 0 is the style itself; nothing bounds it
+    above.
     """
     network = network.variant(pooling="max", padding="zeros")
     statistic = STATISTICS[statistic]() if isinstance(statistic, str) else statistic
     own, other = (
-        {layer: statistic(feature) for layer, feature in network(_judged(picture, network), layers).items()}
+        {layer: statistic(feature) for layer, feature in network(_judged(picture, network, size), layers).items()}
         for picture in (image, style)
     )
     distances = [
@@ -146,8 +148,9 @@ def brightness(image: Tensor) -> float:
     return colour.luminance(image).mean().item()
 
 
-def _judged(picture: Tensor, network: VGG) -> Tensor:
-    return images.resize(images.check(picture, "image").to(network.mean), JUDGED_SIZE)
+def _judged(picture: Tensor, network: VGG, size: int | None = JUDGED_SIZE) -> Tensor:
+    picture = images.check(picture, "image").to(network.mean)
+    return picture if size is None else images.resize(picture, size)
 
 
 def _arrays(image: Tensor, reference: Tensor) -> tuple[np.ndarray, np.ndarray]:

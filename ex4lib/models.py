@@ -104,7 +104,9 @@ def features(
         raise ValueError(f"name must be vgg19, vgg16 or vgg16-hed, got {name!r}")
     network.sha256 = weights_sha256(network)
     half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
-    return network.to(where, torch.bfloat16 if half else torch.float32)
+    if half:
+        network.convolutions.to(torch.bfloat16)  # the normalisation stays in float32
+    return network.to(where)
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

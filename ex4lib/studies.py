@@ -53,32 +53,40 @@ def inversion(
 
 def texture(
     network: VGG,
+    judge: VGG,
     style: Tensor,
     layers: Sequence[str],
     *,
     judged: Sequence[str],
     style_loss: str = "gram",
+    tv_weight: float = 0.0,
     evaluations: int,
     seed: int = 0,
 ) -> Run:
     """Synthesise a texture of the style's size from noise.
 
-    Values: ``distances`` by judged layer (Gram, relative), ``losses``. Picture: ``image``.
+    Values: ``distances`` by judged layer (Gram, relative, at the texture's own size), ``losses``. Picture: ``image``.
     """
     layers = [network.resolve(layer) for layer in layers]
 
     def compute() -> Run:
         generator = torch.Generator().manual_seed(seed)
         result = recipes.synthesize(
-            network, style, layers, style_loss=style_loss, evaluations=evaluations, generator=generator
+            network,
+            style,
+            layers,
+            style_loss=style_loss,
+            tv_weight=tv_weight,
+            evaluations=evaluations,
+            generator=generator,
         )
         image = result.image.float()
-        distances = {layer: metrics.style_distance(network, image, style, layers=[layer]) for layer in judged}
+        distances = {layer: metrics.style_distance(judge, image, style, layers=[layer], size=None) for layer in judged}
         return Run({"distances": distances, "losses": result.losses}, {"image": image})
 
     config = {"layers": layers, "judged": list(judged), "style_loss": style_loss}
-    config |= {"evaluations": evaluations, "seed": seed}
-    return stored("texture", config, compute, inputs={"style": style}, weights={network.name: network.sha256})
+    config |= {"tv_weight": tv_weight, "evaluations": evaluations, "seed": seed}
+    return stored("texture", config, compute, inputs={"style": style}, weights=_hashes(network, judge))
 
 
 def stylization(
@@ -157,7 +165,7 @@ def weighted(
         config,
         compute,
         inputs={"content": content, "style": style},
-        weights={n.name: n.sha256 for n in (network, judge)},
+        weights=_hashes(network, judge),
     )
 
 
@@ -215,6 +223,10 @@ def judgement(judge: VGG, image: Tensor, content: Tensor, style: Tensor) -> dict
         "content_error": metrics.content_error(judge, image, content),
         "cut": after / before,
     }
+
+
+def _hashes(*networks: VGG) -> dict[str, str | None]:
+    return {network.name: network.sha256 for network in networks}
 
 
 @torch.no_grad()
