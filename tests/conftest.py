@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # one count for all machines, and no waiting for each 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
     """Every test starts in the mini profile, with an empty figures folder of its own."""
-    for name in ("EX4_MODELS", "EX4_STORE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    for name in ("EX4_FAST", "EX4_MODELS", "EX4_STORE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EX4_PROFILE", "mini")
     monkeypatch.setenv("EX4_FIGURES", str(tmp_path / "figures"))

@@ -208,3 +208,14 @@ def test_the_hash_follows_the_weights(small):
     before = models.weights_sha256(small)
     small.convolutions["conv3_2"].bias.data[0] += 1
     assert models.weights_sha256(small) != before
+
+
+def test_budgets(monkeypatch):
+    choices = {"fast": 1, "mini": 2, "full": 3}
+    assert models.budget(**choices) == 2
+    monkeypatch.setenv("EX4_PROFILE", "full")
+    assert models.budget(**choices) == 3
+    monkeypatch.setenv("EX4_FAST", "1")
+    assert models.budget(**choices) == 1
+    monkeypatch.setenv("EX4_FAST", "0")
+    assert models.budget(**choices) == 3

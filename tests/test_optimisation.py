@@ -153,6 +153,23 @@ def test_a_broken_evaluation_rolls_back_and_the_loop_goes_on(generator, optimise
     torch.testing.assert_close(steps[-1].best, objective.minimum, rtol=0, atol=0.02)
 
 
+@METHODS
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_first_step_after_a_failure_is_half_as_long(generator, optimiser):
+    """Adam's first step is its rate in every pixel; that of L-BFGS has an rms of 0.02 in asin(2x - 1)."""
+    objective = Quadratic(generator, break_at=[3])
+    steps = list(optimise(objective, objective.start(), optimiser=optimiser, evaluations=5))
+
+    def length(before, after):
+        if optimiser == "adam":
+            return (after.image - before.image).abs().mean().item()
+        return (torch.asin(2 * after.image - 1) - torch.asin(2 * before.image - 1)).square().mean().sqrt().item()
+
+    full = 0.03 if optimiser == "adam" else 0.02
+    assert length(steps[0], steps[1]) == pytest.approx(full, rel=1e-4)
+    assert length(steps[3], steps[4]) == pytest.approx(full / 2, rel=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_notes_reach_the_result(generator):
     objective = Quadratic(generator, break_at=[3, 5])
