@@ -160,35 +160,42 @@ STATISTICS: dict[str, type] = {
 
 def second_moment(features: Tensor, mask: Tensor | None = None) -> Tensor:
     """Raw second moment ``Σ_p w_p F_ip F_jp / P`` ``(B, C, C)`` in at least float32, the weights' mean being 1."""
-    rows = features.flatten(2).mT  # (B, P, C): how channels-last features lie in memory
     weights = None
     if mask is not None:
-        weights = mask.to(features.dtype).flatten(2).mT
+        weights = _rows(mask.to(features.dtype))
         weights = weights / weights.mean(1, keepdim=True)
-    return _SecondMoment.apply(rows, weights)
+    return _SecondMoment.apply(features, weights)
 
 
 class _SecondMoment(torch.autograd.Function):
     """``S = Xᵀ diag(w) X / P`` with the gradient ``dX = diag(w) X (dS + dSᵀ) / P``.
 
     Autograd would take two products in the backward pass, one for each X; the symmetry needs one. The sum is made in
-    at least float32 while the gradient's product runs in the precision of the features it goes to.
+    at least float32 while the gradient's product runs in the precision of the features it goes to. The gradient is no
+    view of another tensor, so that autograd adds the deeper layers' gradient to it in place.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, weights: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weights)
-        precise = at_least_float32(rows)
-        weighted = precise if weights is None else precise * weights
-        return weighted.mT @ precise / rows.shape[1]
+    def forward(ctx, features: Tensor, weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(features, weights)
+        rows = _rows(at_least_float32(features))
+        weighted = rows if weights is None else rows * weights
+        return weighted.mT @ rows / rows.shape[1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        rows, weights = ctx.saved_tensors
+        features, weights = ctx.saved_tensors
+        rows = _rows(features)
         symmetric = (gradient + gradient.mT) / rows.shape[1]
-        product = rows @ symmetric.to(rows.dtype)
-        return product if weights is None else product * weights, None
+        product = torch.empty_like(features, memory_format=torch.channels_last)
+        torch.matmul(rows, symmetric.to(rows.dtype), out=_rows(product))
+        return product if weights is None else product.mul_(weights.mT.unflatten(2, features.shape[2:])), None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` as ``(B, P, C)``: how channels-last tensors lie in memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _positions(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
