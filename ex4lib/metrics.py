@@ -29,18 +29,17 @@ def style_distance(
     *,
     layers: Sequence[str] = HELD_OUT,
     statistic: str | Statistic = "gram",
-    size: int | None = JUDGED_SIZE,
 ) -> float:
     """Mean over layers of ``d(S, S*) / d(0, S*)``; for Gram matrices ``‖G - G*‖² / ‖G*‖²``.
 
-    Both pictures are judged at a longer side of ``size`` pixels (None: as they are, for resampling blurs the finest
-    texture), in the network as it was trained (max pooling, zero padding). 0 is the style itself; nothing bounds it
-    above.
+    Both pictures are judged at a longer side of 256 px, or the image's own where that is less (an enlarged picture
+    would be judged by its blur), in the network as it was trained (max pooling, zero padding). 0 is the style itself;
+    nothing bounds it above.
     """
     network = network.variant(pooling="max", padding="zeros")
     statistic = STATISTICS[statistic]() if isinstance(statistic, str) else statistic
     own, other = (
-        {layer: statistic(feature) for layer, feature in network(_judged(picture, network, size), layers).items()}
+        {layer: statistic(feature) for layer, feature in network(_judged(picture, network, image), layers).items()}
         for picture in (image, style)
     )
     distances = [
@@ -75,7 +74,7 @@ def content_error(network: VGG, image: Tensor, content: Tensor, *, layer: str = 
     """Normalised feature error ``‖F - F*‖² / ‖F*‖²`` at one layer; 1 is what an image without features scores."""
     network = network.variant(pooling="max", padding="zeros")
     layer = network.resolve(layer)
-    content = _judged(content, network)
+    content = _judged(content, network, image)
     image = images.resize(images.check(image, "image").to(content), tuple(content.shape[-2:]))
     own, other = (at_least_float32(network(picture, [layer])[layer]) for picture in (image, content))
     return ((own - other).square().sum() / other.square().sum()).item()
@@ -148,9 +147,10 @@ def brightness(image: Tensor) -> float:
     return colour.luminance(image).mean().item()
 
 
-def _judged(picture: Tensor, network: VGG, size: int | None = JUDGED_SIZE) -> Tensor:
+def _judged(picture: Tensor, network: VGG, image: Tensor) -> Tensor:
+    """``picture`` at the size at which ``image`` is judged."""
     picture = images.check(picture, "image").to(network.mean)
-    return picture if size is None else images.resize(picture, size)
+    return images.resize(picture, min(JUDGED_SIZE, max(image.shape[-2:])))
 
 
 def _arrays(image: Tensor, reference: Tensor) -> tuple[np.ndarray, np.ndarray]:

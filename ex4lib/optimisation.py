@@ -18,6 +18,9 @@ from tqdm.auto import tqdm
 
 from ex4lib import images
 
+#: L-BFGS without a line search has lost its way when the loss has not fallen for so many evaluations.
+STALL = 10
+
 #: After so many failed steps in a row the loop ends with the best image it has.
 PATIENCE = 8
 
@@ -81,7 +84,8 @@ def optimise(
     scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
 
     A loss that is not finite, or ten times the best, rolls back to the best image with half the step, with a
-    warning and a ``note``.
+    warning and a ``note``; so, with a note only, does L-BFGS after `STALL` evaluations without progress. After
+    `PATIENCE` such failures without any progress between them the loop ends.
 
     Arguments:
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
@@ -102,27 +106,28 @@ def optimise(
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     encode, decode = (_to_angle, _from_angle) if optimiser == "lbfgs" else (torch.clone, torch.clone)
     point = encode(images.check(init, "init").detach()).contiguous().requires_grad_()
-    best_loss, best_point, failures = float("inf"), point.detach().clone(), 0
+    best_loss, best_point, best_index, failures = float("inf"), point.detach().clone(), 0, 0
     method = _method(optimiser, point, rate, history)
     for index in range(1, evaluations + 1):
         here = point.detach().clone()
         loss, terms, gradient = _evaluate(objective, point, decode)
         total = loss.sum().item()
         note = ""
-        if math.isfinite(total) and total <= 10 * best_loss:  # true at the first finite evaluation
-            failures = 0
+        astray = optimiser == "lbfgs" and total > best_loss and index - best_index >= STALL
+        if math.isfinite(total) and total <= 10 * best_loss and not astray:  # true at the first finite evaluation
             if total < best_loss:
-                best_loss, best_point = total, here
+                best_loss, best_point, best_index, failures = total, here, index, 0
             # Contiguous: torch's L-BFGS views the gradient as a vector.
             point.grad = gradient.contiguous()
             method(total)
         elif index == 1:
             raise ValueError(f"the objective is not finite at the start: {total}")
         else:
-            failures += 1
+            failures, best_index = failures + 1, index
             rate /= 2
             note = f"evaluation {index}: loss {total:.3g} after {best_loss:.3g}; back to the best image, half the step"
-            warnings.warn(note, RuntimeWarning, stacklevel=2)
+            if not astray:
+                warnings.warn(note, RuntimeWarning, stacklevel=2)
             with torch.no_grad():
                 point.copy_(best_point)
             method = _method(optimiser, point, rate, history)

@@ -54,10 +54,10 @@ class MeanVar:
     """
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        positions, weights = _positions(features, mask)
-        mean = _mean(positions, weights)
-        variance = _mean((positions - mean).square(), weights)
-        return torch.cat([mean, variance], 2).mT
+        rows = _rows(at_least_float32(features))
+        weights = None if mask is None else _positions(features, mask)[1].mT
+        mean = _mean(rows, weights)
+        return torch.cat([mean, _mean((rows - mean).square(), weights)], 1)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).square().mean(2).sum(1)
@@ -77,8 +77,9 @@ class BuresWasserstein:
     epsilon: float = 1e-4
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean = _mean(*_positions(features, mask))
-        return torch.cat([mean, second_moment(features, mask)], 2)
+        positions, weights = _positions(features, mask)
+        mean = _mean(positions.mT, None if weights is None else weights.mT)
+        return torch.cat([mean.mT, second_moment(features, mask)], 2)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         (mean_a, covariance_a), (mean_b, covariance_b) = self._moments(a), self._moments(b)
@@ -207,9 +208,10 @@ def _positions(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return positions, weights / weights.mean(2, keepdim=True)
 
 
-def _mean(positions: Tensor, weights: Tensor | None) -> Tensor:
-    weighted = positions if weights is None else positions * weights
-    return weighted.mean(2, keepdim=True)
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted mean over the positions of ``(B, P, C)``: ``(B, 1, C)``."""
+    weighted = rows if weights is None else rows * weights
+    return weighted.mean(1, keepdim=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -81,7 +82,7 @@ def texture(
             generator=generator,
         )
         image = result.image.float()
-        distances = {layer: metrics.style_distance(judge, image, style, layers=[layer], size=None) for layer in judged}
+        distances = {layer: metrics.style_distance(judge, image, style, layers=[layer]) for layer in judged}
         return Run({"distances": distances, "losses": result.losses}, {"image": image})
 
     config = {"layers": layers, "judged": list(judged), "style_loss": style_loss}
@@ -148,14 +149,18 @@ def weighted(
             if step.index in marks:
                 kept[step.index] = step.best.float()
 
-        result = finish(optimise(objective, content, evaluations=evaluations), callback=keep)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # kept as notes
+            result = finish(optimise(objective, content, evaluations=evaluations), callback=keep)
+        for mark in marks:
+            kept.setdefault(mark, result.image.float())  # the loop may end early when nothing helps any more
         values = {
             str(mark): judgement(judge, image, content, style) | {"content_loss": _content_loss(objective, image)}
             for mark, image in kept.items()
         }
         weights = {part.name: part.weight for part in objective.parts if part.weight}
         return Run(
-            {**values, "weights": weights, "losses": result.losses},
+            {**values, "weights": weights, "losses": result.losses, "notes": result.notes},
             {f"at{mark}": image for mark, image in kept.items()},
         )
 
@@ -178,7 +183,7 @@ def at_content_error(
     recipe: recipes.Recipe,
     target: float,
     evaluations: int,
-    tolerance: float = 0.02,
+    tolerance: float = 0.04,
     rounds: int = 12,
 ) -> tuple[float, Run]:
     """The ratio at which a recipe ends with the content error ``target``, by bisection in its logarithm, and its run.

@@ -20,10 +20,9 @@ def gram(feature):
 
 
 def test_style_distance_is_the_mean_relative_gram_error(offline):
-    image, style = images.load("chelsea", 64), images.load("hokusai-poppies", 64)
-    big = [images.resize(x, 256) for x in (image, style)]
+    image, style = images.load("chelsea", 288), images.load("hokusai-poppies", 300)  # judged at 256
     layers = ["relu1_2", "relu2_2"]
-    own, other = (offline(x, layers) for x in big)
+    own, other = (offline(images.resize(x, 256), layers) for x in (image, style))
     expected = np.mean([((gram(own[x]) - gram(other[x])) ** 2).sum() / (gram(other[x]) ** 2).sum() for x in layers])
     got = metrics.style_distance(offline, image, style, layers=layers)
     assert got == pytest.approx(expected, rel=1e-3)
@@ -74,8 +73,7 @@ def test_texture_distance_forgets_colour(picture):
 def test_content_error_is_the_relative_feature_error(picture):
     network = random_network("vgg16")
     image, content = picture(64, 64), picture(64, 64)
-    big = [images.resize(x, 256) for x in (image, content)]
-    own, other = (network(x, ["relu3_1"])["relu3_1"].numpy() for x in big)
+    own, other = (network(x, ["relu3_1"])["relu3_1"].numpy() for x in (image, content))
     expected = ((own - other) ** 2).sum() / (other**2).sum()
     assert metrics.content_error(network, image, content, layer="relu3_1") == pytest.approx(expected)
     assert metrics.content_error(network, content, content) == 0

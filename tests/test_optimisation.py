@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from ex4lib.optimisation import PATIENCE, finish, optimise
+from ex4lib.optimisation import PATIENCE, STALL, finish, optimise
 
 
 class Quadratic:
@@ -279,3 +279,19 @@ def test_bad_arguments(generator, options, message):
 def test_an_empty_loop_has_no_result():
     with pytest.raises(ValueError, match="no steps"):
         finish(iter(()))
+
+
+def test_lbfgs_that_lost_its_way_goes_back_to_the_best_image(picture):
+    """Without the rule, full steps may wander for ever above a loss that was reached, as MeanVar did from noise."""
+    calls = []
+
+    def objective(image):
+        calls.append(image.detach().clone())
+        # Falls for five evaluations, then lies higher for twelve whatever the image, then falls again.
+        level = 20.0 - len(calls) if len(calls) <= 5 or len(calls) > 17 else 20.0
+        return level + 1e-6 * image.square().mean((1, 2, 3))
+
+    steps = list(optimise(objective, picture(8, 8, dtype=torch.float32), evaluations=20))
+    noted = [step.index for step in steps if step.note]
+    assert noted == [5 + STALL]
+    assert torch.equal(steps[noted[0]].image, steps[4].image)  # the next evaluation is at the best image
