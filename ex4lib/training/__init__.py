@@ -1,0 +1,1 @@
+"""How the embedded models were made: the world they know and the command that trains them."""

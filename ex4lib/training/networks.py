@@ -1,0 +1,163 @@
+"""The embedded models before they know anything: architectures, the tokenizer, and what they cost.
+
+Widths and sizes are settings (`SIZES`): double them where an accelerator trains.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from .things import THINGS
+from .words import ANYTHING, COLOURS, GROUNDS, LOOKS, OPENINGS, VIEWS
+
+TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
+LATENTS = 8
+SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 64, "mini-sd": 16, "mini-pixel": 32, "mini-ddpm": 64}
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world, sorted: what the tokenizer must know whole."""
+    said = [ANYTHING, *(p for t in THINGS.values() for p in t.phrases), *THINGS, *COLOURS, *VIEWS.values()]
+    said += [p for g in GROUNDS.values() for phrases in g.values() for p in phrases]
+    said += [p for look in LOOKS.values() for p in look] + OPENINGS + ["and", "an", "background"]
+    cleaned = " ".join(said).lower().replace("{colour}", " ").replace("{}", " ")
+    return sorted(
+        {"".join(c for c in word if c.isalpha()) for part in cleaned.split() for word in part.split("-")}
+        - {""}
+    )
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A CLIPTokenizer whose merges make one token of every word of the world; other words are spelt."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator(vocabulary(), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def _clip(
+    words: CLIPTokenizer, *, image_size: int, patch: int, width: int, layers: int, text: int, text_layers: int
+):
+    special = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": text,
+            "intermediate_size": 4 * text,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text // 32,
+            "max_position_embeddings": TOKENS,
+            "projection_dim": 128,
+            **special,
+        },
+        vision_config={
+            "image_size": image_size,
+            "patch_size": patch,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "projection_dim": 128,
+        },
+        projection_dim=128,
+    )
+    return CLIPModel(config)
+
+
+def mini_clip(words: CLIPTokenizer) -> CLIPModel:
+    """The tower pair whose text half conditions mini-sd and mini-pixel."""
+    return _clip(words, image_size=64, patch=8, width=192, layers=6, text=192, text_layers=4)
+
+
+def mini_judge(words: CLIPTokenizer) -> CLIPModel:
+    """The judge: narrower, deeper, other patches, and never seen by what it judges."""
+    return _clip(words, image_size=64, patch=8, width=128, layers=8, text=128, text_layers=3)
+
+
+def vae() -> AutoencoderKL:
+    """128 px -> 16 x 16 x 8: three halvings, few channels where pixels are many."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 112),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=LATENTS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=SIZES["vae"],
+    )
+
+
+def _text_unet(
+    size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], layers: int, text: int
+):
+    down = tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed)
+    up = tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed))
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        down_block_types=down,
+        up_block_types=up,
+        layers_per_block=layers,
+        cross_attention_dim=text,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def mini_sd_unet(text: int) -> UNet2DConditionModel:
+    """Latent U-Net, 16 x 16 x 8, attention at 8 and 4."""
+    return _text_unet(SIZES["mini-sd"], LATENTS, (64, 128, 160), (False, True, True), 1, text)
+
+
+def mini_pixel_unet(text: int) -> UNet2DConditionModel:
+    """Pixel U-Net, attention at a quarter and an eighth of the size."""
+    return _text_unet(SIZES["mini-pixel"], 3, (32, 64, 96), (False, True, True), 1, text)
+
+
+def mini_ddpm_unet() -> UNet2DModel:
+    """Unconditional pixel U-Net for faces."""
+    return UNet2DModel(
+        sample_size=SIZES["mini-ddpm"],
+        block_out_channels=(24, 48, 72, 96),
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=24,
+    )
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 matrices itself, so that autocast is faster rather than slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
