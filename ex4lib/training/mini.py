@@ -1,0 +1,207 @@
+"""Train, export and evaluate the embedded models.
+
+    python -m ex4lib.training.mini vae --minutes 20 --resume
+    python -m ex4lib.training.mini export
+    python -m ex4lib.training.mini evaluate
+
+MODEL is one of vae, mini-clip, mini-judge, mini-sd, mini-pixel, mini-ddpm (trained in that order: mini-sd
+and mini-pixel stand on the exported text tower, mini-sd on the exported autoencoder). Checkpoints, logs and
+samples lie in the user's cache directory; `export` writes the averaged weights into `ex4lib/assets/models`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers.training_utils import EMAModel
+from tqdm import tqdm
+
+from . import networks
+from .artwork import cache_dir
+from .export import committed_weights, export
+from .pictures import draw_chunks, write_atomically
+from .recipe import Recipe
+from .recipes import RECIPES
+
+SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
+WARM_UP = 200  # steps
+SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
+app = typer.Typer(add_completion=False)
+
+
+class Training:
+    """A network, its optimiser and its average, that can be stored and taken up again at any step."""
+
+    def __init__(self, name: str, recipe: Recipe, device: torch.device):
+        self.name, self.recipe, self.device = name, recipe, device
+        torch.manual_seed(recipe.seed)
+        self.net = recipe.build().to(device)
+        if name != "vae":  # measured: the autoencoder's group norms are faster in the default layout
+            self.net.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8)
+        self.step = 0
+        if hasattr(recipe, "encoder"):
+            recipe.encoder.to(device)
+
+    def one_step(self, lr_scale: float = 1.0) -> float:
+        """One batch: the loss before the update. A loss that is not finite leaves the weights as they are."""
+        batch = self.recipe.batch(self.step)
+        batch = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * lr_scale * min(1.0, (self.step + 1) / WARM_UP)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=networks.native_bf16(self.device)):
+            loss = self.recipe.loss(self.net, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.isfinite(loss):
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            self.optimizer.step()
+            self.ema.step(self.net.parameters())
+        self.step += 1
+        return loss.item()
+
+    def averaged(self) -> torch.nn.Module:
+        """The network with the averaged weights, for export (the training goes on with its own)."""
+        net = self.recipe.build()
+        net.load_state_dict(self.net.state_dict())
+        self.ema.copy_to(net.parameters())
+        return net.eval()
+
+    def save(self, path: Path) -> None:
+        state = {
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "averaged": {
+                k: v.half() for k, v in self.averaged().state_dict().items() if v.is_floating_point()
+            },
+        }
+        write_atomically(path, lambda file: torch.save(state, file))
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            self.net.load_state_dict(state["net"])
+        except RuntimeError:
+            raise RuntimeError(
+                f"{path} holds another architecture of {self.name}: move it away to start anew."
+            ) from None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.device)
+        self.step = state["step"]
+
+    def warm_start(self) -> bool:
+        """Begin with the weights that ship with the package, where they fit."""
+        weights = committed_weights(self.name)
+        own = self.net.state_dict()
+        fitting = {k: v.to(own[k]) for k, v in weights.items() if k in own and own[k].shape == v.shape}
+        if fitting:
+            self.net.load_state_dict(fitting, strict=False)
+            self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8)
+        return bool(fitting)
+
+
+def checkpoint_path(name: str) -> Path:
+    """Where the training of `name` is kept between runs."""
+    return cache_dir() / "checkpoints" / f"{name}.pt"
+
+
+def train(
+    name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: bool = False, steps: int = 0
+) -> None:
+    """Train `name` for `minutes`, or for `steps` if that is sooner.
+
+    `fade` lowers the learning rate to nothing over the second half.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = time.monotonic()
+    training, path = Training(name, RECIPES[name](), device), checkpoint_path(name)
+    if resume and path.exists():
+        training.load(path)
+    elif resume:
+        training.warm_start()
+    first = training.step
+    log = path.with_suffix(".jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = shown = time.monotonic()
+    mean, bar = None, tqdm(desc=name, unit="step", initial=training.step, mininterval=10, file=sys.stderr)
+    while True:
+        spent = (time.monotonic() - start) / 60
+        left = 1 - spent / minutes if minutes > 0 else 0
+        left = min(left, 1 - (training.step - first) / steps) if steps else left
+        if left <= 0:
+            break
+        loss = training.one_step(lr_scale * (min(1.0, 2 * left) if fade else 1.0))
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        bar.update()
+        now = time.monotonic()
+        if now - saved > SAVE_EVERY:
+            training.save(path)
+            with log.open("a") as file:
+                file.write(
+                    json.dumps({"step": training.step, "loss": round(mean, 5), "minutes": round(spent, 2)})
+                    + "\n"
+                )
+            bar.set_postfix(loss=f"{mean:.4f}")
+            saved = now
+        if now - shown > 300:
+            _show(name, training)
+            shown = time.monotonic()
+    bar.close()
+    training.save(path)
+    _show(name, training)
+
+
+def _show(name: str, training: Training) -> None:
+    """A grid of what the averaged network can do now."""
+    from .sampling import sample_grid
+
+    picture = sample_grid(name, training.averaged(), training.recipe)
+    if picture is not None:
+        target = cache_dir() / "samples" / f"{name}-{training.step:07d}.png"
+        write_atomically(target, lambda file: picture.save(file, format="PNG"))
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, export, evaluate")],
+    minutes: Annotated[float, typer.Option(help="how long to train")] = 10,
+    resume: Annotated[
+        bool, typer.Option(help="go on from the checkpoint, else from the committed weights")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
+    lr_scale: Annotated[float, typer.Option(help="factor on the learning rate")] = 1.0,
+    fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
+    only: Annotated[str, typer.Option(help="export or evaluate only this model")] = "",
+) -> None:
+    """Train, export or evaluate the embedded models."""
+    if model == "pictures":
+        for stream, chunks in SCENES.items():
+            draw_chunks(stream, networks.SIZES["vae"], chunks, workers=2)
+    elif model == "export":
+        for name in [only] if only else RECIPES:
+            if checkpoint_path(name).exists():
+                export(
+                    name, torch.load(checkpoint_path(name), map_location="cpu", weights_only=True)["averaged"]
+                )
+    elif model == "evaluate":
+        from .evaluate import evaluate
+
+        evaluate(only)
+    elif model in RECIPES:
+        train(model, minutes, resume, lr_scale, fade, steps)
+    else:
+        raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, export, evaluate.")
+
+
+if __name__ == "__main__":
+    app()

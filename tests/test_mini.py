@@ -1,0 +1,185 @@
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTokenizer
+
+from ex4lib.training import mini, networks
+from ex4lib.training.mini import Training, checkpoint_path, train
+from ex4lib.training.recipe import MODELS, Recipe, generator, strange, to_tensor
+from ex4lib.training.recipes import RECIPES, Diffusion, latent_scheduler
+
+
+@dataclass
+class Tiny(Recipe):
+    """A convolution that learns to halve: every property of the loop in milliseconds."""
+
+    lr: float = 1e-2
+
+    def build(self):
+        return torch.nn.Conv2d(3, 3, 1)
+
+    def batch(self, step):
+        return {"x": torch.randn(4, 3, 8, 8, generator=generator(self.seed, step))}
+
+    def loss(self, net, batch):
+        return (net(batch["x"]).float() - batch["x"] / 2).square().mean()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EX4_CACHE", str(tmp_path))
+    monkeypatch.setitem(RECIPES, "tiny", Tiny)
+    monkeypatch.setattr(mini, "_show", lambda *_: None)
+    monkeypatch.setattr(mini, "committed_weights", lambda name: {})
+    return tmp_path
+
+
+def same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_interrupted_training_equals_uninterrupted(cache):
+    device = torch.device("cpu")
+    whole, first = Training("tiny", Tiny(), device), Training("tiny", Tiny(), device)
+    for _ in range(20):
+        whole.one_step()
+    for _ in range(7):
+        first.one_step()
+    first.save(checkpoint_path("tiny"))
+    second = Training("tiny", Tiny(seed=1), device)
+    second.load(checkpoint_path("tiny"))
+    while second.step < 20:
+        second.one_step()
+    assert same(whole.net, second.net) and same(whole.averaged(), second.averaged())
+
+
+def test_checkpoint_is_never_half_written(cache, monkeypatch):
+    training = Training("tiny", Tiny(), torch.device("cpu"))
+    training.save(checkpoint_path("tiny"))
+    before = checkpoint_path("tiny").read_bytes()
+
+    def break_off(state, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        training.save(checkpoint_path("tiny"))
+    assert checkpoint_path("tiny").read_bytes() == before
+
+
+def test_command_trains_for_its_minutes_and_resumes(cache):
+    train("tiny", minutes=0.01, resume=False)
+    steps = torch.load(checkpoint_path("tiny"), weights_only=True)["step"]
+    train("tiny", minutes=0.01, resume=True)
+    assert 0 < steps < torch.load(checkpoint_path("tiny"), weights_only=True)["step"]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(cache):
+    training = Training("tiny", Tiny(), torch.device("cpu"))
+    training.recipe.loss = lambda net, batch: net(batch["x"]).sum() * float("nan")
+    before = {k: v.clone() for k, v in training.net.state_dict().items()}
+    training.one_step()
+    assert all(torch.equal(v, before[k]) for k, v in training.net.state_dict().items())
+
+
+def test_another_architecture_is_refused_in_one_sentence(cache):
+    training = Training("tiny", Tiny(), torch.device("cpu"))
+    training.save(checkpoint_path("tiny"))
+    training.recipe.build = lambda: torch.nn.Conv2d(3, 3, 3)
+    other = Training("tiny", training.recipe, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="another architecture of tiny"):
+        other.load(checkpoint_path("tiny"))
+
+
+def test_min_snr_weight_and_noising():
+    recipe = Diffusion(scheduler=latent_scheduler(), text=False)
+    batch = recipe.noised(torch.ones(512, 8, 2, 2), step=3)
+    abar = recipe.scheduler.alphas_cumprod[batch["t"]]
+    snr = abar / (1 - abar)
+    assert torch.allclose(batch["weight"], snr.clamp(max=5) / snr, atol=1e-4)
+    abar = abar[:, None, None, None]
+    clean = (batch["x"] - (1 - abar).sqrt() * batch["noise"]) / abar.sqrt()
+    assert torch.allclose(clean, torch.ones_like(clean), atol=1e-3)
+    again = recipe.noised(torch.ones(512, 8, 2, 2), step=3)
+    assert torch.equal(batch["x"], again["x"])
+
+
+def test_strange_words_are_rare_and_reproducible():
+    import numpy as np
+
+    said = [strange("a cat", np.random.default_rng(i)) for i in range(500)]
+    assert said == [strange("a cat", np.random.default_rng(i)) for i in range(500)]
+    changed = [s for s in said if s != "a cat"]
+    assert 5 < len(changed) < 50 and all(s.startswith("a cat") for s in changed)
+
+
+def test_to_tensor_range_and_area_reduction():
+    import numpy as np
+
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    picture[:, :, :2] = 255
+    assert to_tensor(picture).aminmax() == (-1.0, 1.0)
+    assert to_tensor(picture, 2)[0, 0].tolist() == [[1.0, -1.0], [1.0, -1.0]]
+
+
+def test_stock_stable_diffusion_pipeline_runs_the_committed_folder():
+    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "mini-sd")
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    assert pipe.safety_checker is None
+    assert pipe.tokenizer.model_max_length == pipe.text_encoder.config.max_position_embeddings
+    assert pipe.text_encoder.config.eos_token_id == pipe.tokenizer.eos_token_id
+    options = {"num_inference_steps": 2, "output_type": "pt"}
+    runs = [pipe("a cat", generator=torch.Generator().manual_seed(0), **options).images for _ in range(2)]
+    assert runs[0].shape == (1, 3, 128, 128) and torch.isfinite(runs[0]).all() and torch.equal(*runs)
+
+
+def test_stock_ddpm_pipeline_runs_the_committed_folder():
+    pipe = DDPMPipeline.from_pretrained(MODELS / "mini-ddpm")
+    pipe.set_progress_bar_config(disable=True)
+    assert {p.dtype for p in pipe.unet.parameters()} == {torch.float32}
+    side = networks.SIZES["mini-ddpm"]
+    assert pipe(num_inference_steps=2).images[0].size == (side, side)
+
+
+def test_mini_pixel_runs_on_the_text_tower_of_mini_sd():
+    unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-pixel" / "unet")
+    DDPMScheduler.from_pretrained(MODELS / "mini-pixel" / "scheduler")
+    width = json.loads((MODELS / "mini-sd" / "text_encoder" / "config.json").read_text())["hidden_size"]
+    side = unet.config.sample_size
+    said = torch.zeros(1, networks.TOKENS, width)
+    assert unet(torch.zeros(1, 3, side, side), 10, said).sample.shape == (1, 3, side, side)
+
+
+def test_judge_loads_in_float32_and_compares():
+    model = CLIPModel.from_pretrained(MODELS / "mini-judge")
+    words = CLIPTokenizer.from_pretrained(MODELS / "mini-judge")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    tokens = words(["a cat", "a dog"], padding="max_length", truncation=True, return_tensors="pt")
+    side = model.config.vision_config.image_size
+    out = model(pixel_values=torch.zeros(1, 3, side, side), input_ids=tokens.input_ids)
+    assert out.logits_per_image.shape == (1, 2)
+
+
+def test_weights_fit_the_repository_and_are_half_precision():
+    from safetensors import safe_open
+
+    files = list(MODELS.rglob("*.safetensors"))
+    assert sum(f.stat().st_size for f in files) <= 40e6
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            kinds = {weights.get_tensor(k).dtype for k in weights.keys()}  # noqa: SIM118
+        assert torch.float32 not in kinds
+
+
+def test_every_model_has_a_card_and_its_numbers():
+    for name in ("mini-sd", "mini-pixel", "mini-ddpm", "mini-judge"):
+        assert (MODELS / name / "README.md").exists()
+        assert json.loads((MODELS / name / "evaluation.json").read_text())["measured"]
+    assert all(word in (MODELS / "ATTRIBUTION.md").read_text() for word in ("CC BY 4.0", "Apache-2.0", "MIT"))
