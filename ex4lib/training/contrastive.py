@@ -58,7 +58,7 @@ class Contrastive(Recipe):
             x = torch.lerp(x, soft, float(rng.uniform(0.3, 1)))
         x = x + rng.uniform(0, 0.08) * torch.randn(x.shape, generator=g)
         captions = [strange(self.pictures.said[i]["caption"], rng) for i in chosen]
-        tokens = self.words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        tokens = self.words(captions, padding=True, truncation=True, return_tensors="pt").input_ids
         targets = torch.zeros(len(x), len(THINGS))
         for row, i in enumerate(chosen):
             targets[row, self.things[i]] = 1

@@ -107,7 +107,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
         clip = _load(build(words), averaged, "clip.").half()
         if name == "mini-judge":
             _replace(folder, clip.save_pretrained)
-            words.save_pretrained(folder)
+            networks.save_tokenizer(words, folder)
             side = networks.SIZES[name]
             CLIPImageProcessor(
                 size={"height": side, "width": side},
@@ -120,7 +120,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
                 clip.save_pretrained(room)
                 text = CLIPTextModel.from_pretrained(room, dtype=torch.float16)
             _replace(folder, text.save_pretrained)
-            words.save_pretrained(MODELS / "mini-sd" / "tokenizer")
+            networks.save_tokenizer(words, MODELS / "mini-sd" / "tokenizer")
             _write_index()
         _as_float32(folder)
     elif name == "mini-sd":

@@ -28,6 +28,7 @@ from .recipe import Recipe
 from .recipes import RECIPES
 
 SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
+PAUSE = 5.0  # seconds: a step that takes longer was interrupted
 WARM_UP = 200  # steps
 SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
 app = typer.Typer(add_completion=False)
@@ -123,7 +124,6 @@ def train(
     `fade` lowers the learning rate to nothing over the second half.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start = time.monotonic()
     training, path = Training(name, RECIPES[name](), device), checkpoint_path(name)
     if resume and path.exists():
         training.load(path)
@@ -132,10 +132,10 @@ def train(
     first = training.step
     log = path.with_suffix(".jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    saved = shown = time.monotonic()
+    saved = shown = last = time.monotonic()
+    spent = 0.0  # minutes; a step counts at most `PAUSE`: time in which the process is stopped does not
     mean, bar = None, tqdm(desc=name, unit="step", initial=training.step, mininterval=10, file=sys.stderr)
     while True:
-        spent = (time.monotonic() - start) / 60
         left = 1 - spent / minutes if minutes > 0 else 0
         left = min(left, 1 - (training.step - first) / steps) if steps else left
         if left <= 0:
@@ -144,13 +144,12 @@ def train(
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
         bar.update()
         now = time.monotonic()
+        spent, last = spent + min(now - last, PAUSE) / 60, now
         if now - saved > SAVE_EVERY:
             training.save(path)
+            entry = {"step": training.step, "loss": round(mean, 5), "minutes": round(spent, 2)}
             with log.open("a") as file:
-                file.write(
-                    json.dumps({"step": training.step, "loss": round(mean, 5), "minutes": round(spent, 2)})
-                    + "\n"
-                )
+                file.write(json.dumps(entry) + "\n")
             bar.set_postfix(loss=f"{mean:.4f}")
             saved = now
         if now - shown > 300:

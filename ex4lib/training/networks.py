@@ -91,7 +91,7 @@ def _clip(
 
 def mini_clip(words: CLIPTokenizer) -> CLIPModel:
     """The tower pair whose text half conditions mini-sd and mini-pixel."""
-    return _clip(words, image_size=64, patch=8, width=192, layers=6, text=192, text_layers=4)
+    return _clip(words, image_size=64, patch=8, width=128, layers=6, text=192, text_layers=4)
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
@@ -146,12 +146,12 @@ def mini_ddpm_unet() -> UNet2DModel:
     """Unconditional pixel U-Net for faces."""
     return UNet2DModel(
         sample_size=SIZES["mini-ddpm"],
-        block_out_channels=(24, 48, 72, 96),
+        block_out_channels=(24, 48, 64, 80),
         down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         norm_num_groups=8,
-        attention_head_dim=24,
+        attention_head_dim=16,
     )
 
 
