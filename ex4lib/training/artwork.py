@@ -40,10 +40,7 @@ SPRITE = 128  # pixels; a picture is at most this large
 
 def cache_dir() -> Path:
     """The user's cache for artwork, pictures and checkpoints: `$EX4_CACHE`, else `~/.cache/ex4lib`."""
-    root = (
-        os.environ.get("EX4_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ex4lib"
-    )
+    root = os.environ.get("EX4_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ex4lib"
     return Path(root)
 
 
@@ -59,17 +56,13 @@ def artwork_dir() -> Path:
     if missing:
         wanted = " ".join(f"@iconify-json/{f}" for f in missing)
         if shutil.which("npm") is None:
-            raise RuntimeError(
-                f"The artwork is missing and npm is not installed: run `npm i {wanted}` in {root}."
-            )
+            raise RuntimeError(f"The artwork is missing and npm is not installed: run `npm i {wanted}` in {root}.")
         root.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(root), *wanted.split()]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise RuntimeError(
-                f"npm could not fetch the artwork ({last[0]}): run `npm i {wanted}` in {root}."
-            )
+            raise RuntimeError(f"npm could not fetch the artwork ({last[0]}): run `npm i {wanted}` in {root}.")
     return packages
 
 
@@ -94,9 +87,7 @@ def rasterise(svg: str, size: int = SPRITE) -> np.ndarray:
     """SVG text -> RGBA uint8 (h, w, 4), trimmed to what is drawn, its longer side `size`."""
     import resvg_py
 
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg, width=size * 3 // 2, height=size * 3 // 2, skip_system_fonts=True
-    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size * 3 // 2, height=size * 3 // 2, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     box = picture.getchannel("A").point(lambda a: 255 * (a > 16)).getbbox()
     picture = picture.crop(box)

@@ -35,9 +35,7 @@ def hill(rng: np.random.Generator, y: float, height: float) -> list[tuple[float,
     return [(0, UNIT), *zip(x * UNIT, line, strict=True), (UNIT, UNIT)]
 
 
-def land(
-    rng, sky: Colour, earth: Colour, horizon: float, roll: float = 10
-) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def land(rng, sky: Colour, earth: Colour, horizon: float, roll: float = 10) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """A sky that pales towards the horizon over a land that darkens towards us."""
     picture = ramp(sky, shade(sky, 1.12))
     mask = Image.new("L", (UNIT, UNIT))
@@ -46,15 +44,11 @@ def land(
     return picture, ImageDraw.Draw(picture)
 
 
-def clouds(
-    rng, draw: ImageDraw.ImageDraw, below: float, number: int, colour: Colour = (255, 255, 255)
-) -> None:
+def clouds(rng, draw: ImageDraw.ImageDraw, below: float, number: int, colour: Colour = (255, 255, 255)) -> None:
     for _ in range(number):
         x, y, r = rng.uniform(0, UNIT), rng.uniform(15, below), rng.uniform(10, 20)
         for dx, dy, k in ((-1.2, 0.2, 0.7), (0, 0, 1), (1.2, 0.2, 0.75)):
-            draw.ellipse(
-                [x + dx * r - k * r, y + dy * r - k * r, x + dx * r + k * r, y + dy * r + k * r], fill=colour
-            )
+            draw.ellipse([x + dx * r - k * r, y + dy * r - k * r, x + dx * r + k * r, y + dy * r + k * r], fill=colour)
 
 
 def pines(rng, draw, horizon: float, number: int, green: Colour, snowy: bool) -> None:

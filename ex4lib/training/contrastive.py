@@ -78,12 +78,8 @@ class Contrastive(Recipe):
         text = net.clip.get_text_features(input_ids=batch["tokens"]).pooler_output
         total = 0.0
         for features in (image, text):
-            things, ground, look = (
-                net.heads(features).float().split([len(THINGS), len(GROUNDS), len(LOOKS)], 1)
-            )
-            named = F.cross_entropy(
-                things, batch["things"] / batch["things"].sum(1, keepdim=True).clamp(min=1)
-            )
+            things, ground, look = net.heads(features).float().split([len(THINGS), len(GROUNDS), len(LOOKS)], 1)
+            named = F.cross_entropy(things, batch["things"] / batch["things"].sum(1, keepdim=True).clamp(min=1))
             total = total + named + 0.5 * F.cross_entropy(ground, batch["ground"])
             total = total + 0.5 * F.cross_entropy(look, batch["look"])
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)

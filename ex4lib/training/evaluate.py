@@ -53,12 +53,8 @@ class Judge:
             mode="area" if pictures.shape[-1] > self.size else "bilinear",
         )
         x = (2 * x - 1).to(self.model.device)
-        tokens = self.tokenizer(
-            captions, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        images = torch.cat(
-            [self.model.get_image_features(pixel_values=b).pooler_output for b in x.split(256)]
-        )
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        images = torch.cat([self.model.get_image_features(pixel_values=b).pooler_output for b in x.split(256)])
         texts = self.model.get_text_features(input_ids=tokens.to(x.device)).pooler_output
         return (F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T).cpu()
 
@@ -97,9 +93,7 @@ def autoencoder_quality(vae: AutoencoderKL, scenes: Pictures, count: int = 1024)
         "pixels": int(originals.shape[1]),
         "pictures": len(chosen),
         "psnr": round(float(psnr.mean()), 2),
-        "psnr_per_look": {
-            str(look): round(float(psnr[looks == look].mean()), 2) for look in sorted(set(looks))
-        },
+        "psnr_per_look": {str(look): round(float(psnr[looks == look].mean()), 2) for look in sorted(set(looks))},
     }
 
 
@@ -201,9 +195,7 @@ def evaluate_sd(judge, scenes, device):
 def evaluate_pixel(judge, scenes, device):
     unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-pixel" / "unet").eval().to(device)
     found, samples = text_to_image(lambda p, s: draw_pixels(unet, p, s), judge, scenes)
-    samples.resize([2 * s for s in samples.size], Image.Resampling.NEAREST).save(
-        MODELS / "mini-pixel" / "samples.png"
-    )
+    samples.resize([2 * s for s in samples.size], Image.Resampling.NEAREST).save(MODELS / "mini-pixel" / "samples.png")
     _write("mini-pixel", found)
 
 

@@ -32,9 +32,7 @@ def committed_weights(name: str) -> dict[str, torch.Tensor]:
     if name == "mini-judge":
         weights = {f"clip.{k}": v for k, v in weights.items()}
     if name == "mini-clip":
-        weights = {
-            "clip." + (k if k.startswith("text_model.") else f"text_model.{k}"): v for k, v in weights.items()
-        }
+        weights = {"clip." + (k if k.startswith("text_model.") else f"text_model.{k}"): v for k, v in weights.items()}
     return weights
 
 
@@ -96,9 +94,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
     if name == "vae":
         net = _load(networks.vae(), averaged).eval()
         latents = encode_pictures(net, Pictures("train", networks.SIZES["vae"]), limit=1)[0]
-        net.register_to_config(
-            scaling_factor=round(float(1 / np.asarray(latents[:1024], np.float32).std()), 5)
-        )
+        net.register_to_config(scaling_factor=round(float(1 / np.asarray(latents[:1024], np.float32).std()), 5))
         _replace(folder, net.half().save_pretrained)
         _write_index()
     elif name in ("mini-clip", "mini-judge"):
@@ -133,9 +129,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
         pixel_scheduler().save_pretrained(folder.parent / "scheduler")
     elif name == "mini-ddpm":
         net = _load(networks.mini_ddpm_unet(), averaged).half()
-        keep = {
-            p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".png")
-        }
+        keep = {p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".png")}
         _replace(folder.parent, DDPMPipeline(net, pixel_scheduler()).save_pretrained)
         for file, content in keep.items():
             if not (folder.parent / file).exists():

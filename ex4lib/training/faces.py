@@ -60,9 +60,7 @@ def face_pictures(size: int, variants: int = 8) -> np.ndarray:
             for _ in range(variants):
                 top, bottom = (rng.integers(120, 256, 3) for _ in range(2))
                 t = np.linspace(0, 1, size)[:, None, None]
-                ground = np.broadcast_to(
-                    (1 - t) * top + t * (bottom if rng.random() < 0.5 else top), (size, size, 3)
-                )
+                ground = np.broadcast_to((1 - t) * top + t * (bottom if rng.random() < 0.5 else top), (size, size, 3))
                 canvas = Image.fromarray(ground.astype(np.uint8))
                 scale = rng.uniform(0.78, 0.92) * size / SPRITE
                 face = sprite.resize([max(2, round(s * scale)) for s in sprite.size], Image.Resampling.BOX)

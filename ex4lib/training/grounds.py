@@ -27,9 +27,7 @@ from .words import COLOURS, GROUNDS
 
 
 def plain(rng, horizon, colour: str | None):
-    base = COLOURS.get(colour or "") or pick(
-        rng, [(250, 250, 250), (236, 236, 236), (250, 240, 220), (215, 232, 245)]
-    )
+    base = COLOURS.get(colour or "") or pick(rng, [(250, 250, 250), (236, 236, 236), (250, 240, 220), (215, 232, 245)])
     return ramp(base, base)
 
 
@@ -72,9 +70,7 @@ def desert(rng, horizon, colour):
 
 
 def snow(rng, horizon, colour):
-    picture, draw = land(
-        rng, pick(rng, [(168, 190, 215), (188, 208, 228), (150, 176, 210)]), (236, 242, 250), horizon
-    )
+    picture, draw = land(rng, pick(rng, [(168, 190, 215), (188, 208, 228), (150, 176, 210)]), (236, 242, 250), horizon)
     for _ in range(38):
         x, y, r = rng.uniform(0, UNIT), rng.uniform(0, UNIT), rng.uniform(2, 4.5)
         draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255))
@@ -167,9 +163,7 @@ def pool(rng, horizon, colour):
     top, bottom = horizon + 34, horizon + 106
     draw.rectangle([0, horizon + 14, UNIT, UNIT], fill=pick(rng, [(232, 222, 202), (222, 210, 190)], 5))
     draw.polygon([(30, top), (UNIT - 30, top), (UNIT - 4, bottom), (4, bottom)], fill=(248, 248, 246))
-    draw.polygon(
-        [(40, top + 7), (UNIT - 40, top + 7), (UNIT - 19, bottom - 8), (19, bottom - 8)], fill=(72, 200, 226)
-    )
+    draw.polygon([(40, top + 7), (UNIT - 40, top + 7), (UNIT - 19, bottom - 8), (19, bottom - 8)], fill=(72, 200, 226))
     for _ in range(7):
         x, y = rng.uniform(46, UNIT - 90), rng.uniform(top + 16, bottom - 16)
         draw.arc([x, y - 5, x + 34, y + 5], 0, 180, fill=(190, 240, 250), width=4)
@@ -188,15 +182,12 @@ def snowy_forest(rng, horizon, colour):
 
 def snowy_mountains(rng, horizon, colour):
     picture, draw = land(rng, pick(rng, SKIES), (240, 244, 250), horizon)
-    for x, h in sorted(
-        zip(rng.uniform(0, UNIT, 4), rng.uniform(80, 135, 4), strict=True), key=lambda p: -p[1]
-    ):
+    for x, h in sorted(zip(rng.uniform(0, UNIT, 4), rng.uniform(80, 135, 4), strict=True), key=lambda p: -p[1]):
         rock, foot = pick(rng, [(112, 122, 146), (98, 108, 130), (128, 130, 146)], 6), horizon + 12
         draw.polygon([(x, foot - h), (x - h * 0.75, foot), (x + h * 0.75, foot)], fill=rock)
         c = 0.42 * h
         teeth = [
-            (x + c * 0.75 * k, foot - h + c * (1 if i % 2 == 0 else 0.72))
-            for i, k in enumerate((1, 0.5, 0, -0.5, -1))
+            (x + c * 0.75 * k, foot - h + c * (1 if i % 2 == 0 else 0.72)) for i, k in enumerate((1, 0.5, 0, -0.5, -1))
         ]
         draw.polygon([(x, foot - h), *teeth], fill=(250, 252, 255))
     draw.polygon(hill(rng, horizon + 14, 10), fill=(240, 244, 250))
@@ -244,9 +235,7 @@ def sky(rng, horizon, colour):
 DRAW: dict[str, Callable] = {name: globals()[name.replace(" ", "_")] for name in GROUNDS}
 
 
-def draw_ground(
-    name: str, rng: np.random.Generator, size: int, colour: str | None = None
-) -> tuple[np.ndarray, float]:
+def draw_ground(name: str, rng: np.random.Generator, size: int, colour: str | None = None) -> tuple[np.ndarray, float]:
     """Draw the ground `name`.
 
     Returns:

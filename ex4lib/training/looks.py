@@ -29,9 +29,7 @@ def oil_painting(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     grey = ndimage.gaussian_filter(_grey(picture), 2 * unit)
     gy, gx = np.gradient(grey)
     swirl = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 12)
-    angle = np.where(
-        np.hypot(gx, gy) > 0.004 / unit, np.arctan2(gy, gx) + np.pi / 2, swirl / swirl.std() * 1.2
-    )
+    angle = np.where(np.hypot(gx, gy) > 0.004 / unit, np.arctan2(gy, gx) + np.pi / 2, swirl / swirl.std() * 1.2)
     canvas = Image.fromarray(_blur(picture, 2 * unit).astype(np.uint8)).resize((2 * size, 2 * size))
     draw = ImageDraw.Draw(canvas)
     for width, length, number in ((4.0, 5, 260), (2.3, 3.6, 700), (1.3, 2.4, 1400)):
@@ -53,9 +51,7 @@ def mosaic(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Tiles (Voronoi cells of a jittered grid) of one colour each, with light grout between them."""
     size, cells = len(picture), 17
     pitch = size / cells
-    grid = (
-        np.stack(np.meshgrid(np.arange(-1, cells + 1), np.arange(-1, cells + 1), indexing="ij"), -1) + 0.5
-    ) * pitch
+    grid = (np.stack(np.meshgrid(np.arange(-1, cells + 1), np.arange(-1, cells + 1), indexing="ij"), -1) + 0.5) * pitch
     centres = (grid + rng.uniform(-0.22, 0.22, grid.shape) * pitch).reshape(-1, 2)
     pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), -1).reshape(-1, 2)
     near, which = cKDTree(centres).query(pixels, k=2)
@@ -66,9 +62,7 @@ def mosaic(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     tiles = (mean + rng.normal(0, 9, (len(centres), 1)))[label]
     grout = np.clip((near[:, 1] - near[:, 0]) / (pitch * 0.16) - 0.25, 0, 1)[:, None]
     return (
-        np.clip(grout * tiles + (1 - grout) * np.array([238, 232, 216]), 0, 255)
-        .reshape(size, size, 3)
-        .astype(np.uint8)
+        np.clip(grout * tiles + (1 - grout) * np.array([238, 232, 216]), 0, 255).reshape(size, size, 3).astype(np.uint8)
     )
 
 
@@ -86,9 +80,7 @@ def pencil_sketch(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     tone = line * (1 - shade * (0.35 + 0.55 * hatch))
     paper = 0.97 + 0.02 * ndimage.gaussian_filter(rng.normal(size=(size, size)), unit)
     value = np.clip(tone * paper, 0.08, 1)[..., None]
-    return np.clip(value * np.array([248, 246, 240]) + (1 - value) * np.array([44, 46, 54]), 0, 255).astype(
-        np.uint8
-    )
+    return np.clip(value * np.array([248, 246, 240]) + (1 - value) * np.array([44, 46, 54]), 0, 255).astype(np.uint8)
 
 
 def pointillism(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -105,11 +97,7 @@ def pointillism(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     xs = (columns + 0.5 * (rows % 2) + rng.uniform(-0.2, 0.2, rows.shape)) * pitch
     for y, x in zip(ys.ravel(), xs.ravel(), strict=True):
         colour = source[min(size - 1, int(y)), min(size - 1, max(0, int(x)))]
-        colour = (
-            colour
-            + rng.normal(0, 16, 3)
-            + (rng.random() < 0.3) * rng.choice([-30, 30]) * np.array([1, 0, -1])
-        )
+        colour = colour + rng.normal(0, 16, 3) + (rng.random() < 0.3) * rng.choice([-30, 30]) * np.array([1, 0, -1])
         r = pitch * rng.uniform(0.46, 0.58)
         draw.ellipse([2 * (x - r), 2 * (y - r), 2 * (x + r), 2 * (y + r)], fill=_pixel(colour))
     return np.asarray(canvas.reduce(2))
@@ -133,9 +121,7 @@ def woodblock_print(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray
     distance = ((soft[:, :, None] - INKS) ** 2 * np.array([0.9, 1.2, 0.7])).sum(-1)
     ink = INKS[distance.argmin(-1)]
     tone = _blur(ink, 0.35 * unit)
-    edge = np.hypot(
-        *(ndimage.sobel(ndimage.gaussian_filter(_grey(soft), 0.4 * unit), axis) for axis in (0, 1))
-    )
+    edge = np.hypot(*(ndimage.sobel(ndimage.gaussian_filter(_grey(soft), 0.4 * unit), axis) for axis in (0, 1)))
     colour_edge = np.abs(ndimage.sobel(tone, 0)).sum(-1) + np.abs(ndimage.sobel(tone, 1)).sum(-1)
     key = np.clip(edge * 1.6 - 0.25, 0, 1) + np.clip(colour_edge / 900 - 0.35, 0, 1)
     y = np.mgrid[:size, :size][0] / unit

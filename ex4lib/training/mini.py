@@ -43,9 +43,7 @@ class Training:
         self.net = recipe.build().to(device)
         if name != "vae":  # measured: the autoencoder's group norms are faster in the default layout
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8)
         self.step = 0
         if hasattr(recipe, "encoder"):
@@ -81,9 +79,7 @@ class Training:
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
-            "averaged": {
-                k: v.half() for k, v in self.averaged().state_dict().items() if v.is_floating_point()
-            },
+            "averaged": {k: v.half() for k, v in self.averaged().state_dict().items() if v.is_floating_point()},
         }
         write_atomically(path, lambda file: torch.save(state, file))
 
@@ -116,9 +112,7 @@ def checkpoint_path(name: str) -> Path:
     return cache_dir() / "checkpoints" / f"{name}.pt"
 
 
-def train(
-    name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: bool = False, steps: int = 0
-) -> None:
+def train(name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: bool = False, steps: int = 0) -> None:
     """Train `name` for `minutes`, or for `steps` if that is sooner.
 
     `fade` lowers the learning rate to nothing over the second half.
@@ -174,9 +168,7 @@ def _show(name: str, training: Training) -> None:
 def main(
     model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, export, evaluate")],
     minutes: Annotated[float, typer.Option(help="how long to train")] = 10,
-    resume: Annotated[
-        bool, typer.Option(help="go on from the checkpoint, else from the committed weights")
-    ] = False,
+    resume: Annotated[bool, typer.Option(help="go on from the checkpoint, else from the committed weights")] = False,
     steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
     lr_scale: Annotated[float, typer.Option(help="factor on the learning rate")] = 1.0,
     fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
@@ -189,9 +181,7 @@ def main(
     elif model == "export":
         for name in [only] if only else RECIPES:
             if checkpoint_path(name).exists():
-                export(
-                    name, torch.load(checkpoint_path(name), map_location="cpu", weights_only=True)["averaged"]
-                )
+                export(name, torch.load(checkpoint_path(name), map_location="cpu", weights_only=True)["averaged"])
     elif model == "evaluate":
         from .evaluate import evaluate
 

@@ -27,8 +27,7 @@ def vocabulary() -> list[str]:
     said += [p for look in LOOKS.values() for p in look] + OPENINGS + ["and", "an", "background"]
     cleaned = " ".join(said).lower().replace("{colour}", " ").replace("{}", " ")
     return sorted(
-        {"".join(c for c in word if c.isalpha()) for part in cleaned.split() for word in part.split("-")}
-        - {""}
+        {"".join(c for c in word if c.isalpha()) for part in cleaned.split() for word in part.split("-")} - {""}
     )
 
 
@@ -56,9 +55,7 @@ def tokenizer() -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
 
 
-def _clip(
-    words: CLIPTokenizer, *, image_size: int, patch: int, width: int, layers: int, text: int, text_layers: int
-):
+def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, layers: int, text: int, text_layers: int):
     special = {
         "bos_token_id": words.bos_token_id,
         "eos_token_id": words.eos_token_id,
@@ -113,9 +110,7 @@ def vae() -> AutoencoderKL:
     )
 
 
-def _text_unet(
-    size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], layers: int, text: int
-):
+def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], layers: int, text: int):
     down = tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed)
     up = tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed))
     return UNet2DConditionModel(

@@ -54,11 +54,7 @@ class Autoencoder(Recipe):
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         pinned = (log_variance - 2 * np.log(LATENT_NOISE)).square().mean()
         return (
-            error.square().mean()
-            + 0.2 * error.abs().mean()
-            + 0.1 * edges
-            + 1e-3 * pinned
-            + 2e-4 * mean.square().mean()
+            error.square().mean() + 0.2 * error.abs().mean() + 0.1 * edges + 1e-3 * pinned + 2e-4 * mean.square().mean()
         )
 
 
@@ -107,9 +103,7 @@ class Diffusion(Recipe):
         if self.text:
             self.words = networks.tokenizer()
             self.encoder = (
-                CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder")
-                .eval()
-                .requires_grad_(False)
+                CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder").eval().requires_grad_(False)
             )
 
     def noised(self, x: torch.Tensor, step: int) -> dict:

@@ -84,10 +84,7 @@ class Text:
 def draw_latent(unet, vae, prompts: list[str], seed: int = 0) -> torch.Tensor:
     """mini-sd pictures, (B, 3, 128, 128) in [0, 1]."""
     text = Text(unet.device)
-    z = (
-        draw(unet, latent_scheduler(), text.tokenizer, text.encoder, prompts, seed)
-        / vae.config.scaling_factor
-    )
+    z = draw(unet, latent_scheduler(), text.tokenizer, text.encoder, prompts, seed) / vae.config.scaling_factor
     with torch.inference_mode():
         x = torch.cat([vae.decode(b.to(vae.device)).sample.cpu() for b in z.split(16)])
     return (x / 2 + 0.5).clamp(0, 1)

@@ -152,29 +152,19 @@ def _draw_scene(rng, sprites: Sprites, seed: tuple[int, ...]) -> Scene:
     if rng.random() < 0.03 and look not in LOOK_FAMILIES:
         scene = Scene("", (), _choose(rng, list(VIEWS)), None, look, seed)
         return replace(scene, caption=_say_scene(rng, scene))
-    names = [
-        n for n in THINGS if any(f in sprites.families(n) for f in LOOK_FAMILIES.get(look, PLAIN_FAMILIES))
-    ]
+    names = [n for n in THINGS if any(f in sprites.families(n) for f in LOOK_FAMILIES.get(look, PLAIN_FAMILIES))]
     first = _choose(rng, names)
     kind = THINGS[first].kind
     if rng.random() < 0.15:
         others = [n for n in names if THINGS[n].kind == kind and n != first] if rng.random() < 0.5 else names
         second = _choose(rng, others)
         places = [(0.29, rng.uniform(0.4, 0.5)), (0.72, rng.uniform(0.4, 0.5))]
-        things = tuple(
-            _place(rng, sprites, n, look, *p) for n, p in zip((first, second), places, strict=True)
-        )
+        things = tuple(_place(rng, sprites, n, look, *p) for n, p in zip((first, second), places, strict=True))
     else:
         things = (_place(rng, sprites, first, look, rng.uniform(0.42, 0.58), rng.uniform(0.58, 0.8)),)
-        if (
-            rng.random() < 0.18
-            and kind not in UNCOLOURED
-            and look not in ("silhouette", "pencil sketch", "engraving")
-        ):
+        if rng.random() < 0.18 and kind not in UNCOLOURED and look not in ("silhouette", "pencil sketch", "engraving"):
             things = (replace(things[0], colour=_choose(rng, list(COLOURS))),)
-    ground = _choose(rng, {"plain": 0.22, "gradient": 0.08, "": 0.7}) or _choose(
-        rng, HAUNTS.get(kind, ANYWHERE)
-    )
+    ground = _choose(rng, {"plain": 0.22, "gradient": 0.08, "": 0.7}) or _choose(rng, HAUNTS.get(kind, ANYWHERE))
     colour = None
     if ground == "plain" and rng.random() < 0.3 and not things[0].colour:
         colour = _choose(rng, [c for c in COLOURS if COLOURS[c]])
@@ -221,9 +211,7 @@ def recolour(sprite: np.ndarray, colour: str) -> np.ndarray:
     shade = light / max(0.05, float(np.median(light[chosen]))) if chosen.any() else light
     if colour == "rainbow":
         height = np.linspace(0, 215, len(sprite)).astype(np.uint8)[:, None].repeat(sprite.shape[1], 1)
-        bands = Image.fromarray(
-            np.stack([height, np.full_like(height, 205), np.full_like(height, 240)], -1), "HSV"
-        )
+        bands = Image.fromarray(np.stack([height, np.full_like(height, 205), np.full_like(height, 240)], -1), "HSV")
         target = np.asarray(bands.convert("RGB")).astype(np.float32)
     else:
         target = np.array(COLOURS[colour], np.float32)
@@ -252,9 +240,7 @@ def _paste(canvas: Image.Image, placed: Placed, sprites: Sprites, ground: str, f
     if not floats and kind not in ("swimmer", "boat"):
         shadow = Image.new("L", canvas.size)
         y, w = top + picture.height, picture.width
-        ImageDraw.Draw(shadow).ellipse(
-            [left + 0.06 * w, y - 0.05 * size, left + 0.94 * w, y + 0.03 * size], fill=90
-        )
+        ImageDraw.Draw(shadow).ellipse([left + 0.06 * w, y - 0.05 * size, left + 0.94 * w, y + 0.03 * size], fill=90)
         canvas.paste((20, 20, 30), mask=shadow.filter(ImageFilter.GaussianBlur(size / 64)))
     canvas.paste(picture, (left, top), picture)
 
