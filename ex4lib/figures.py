@@ -6,15 +6,18 @@ writes there.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import io
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ex4lib import images
@@ -157,8 +160,25 @@ def matrix(
     return figure
 
 
-def save(figure: Figure, name: str, *, caption: str, values: Any = None, **provenance: Any) -> Figure:
-    """Write ``figures/NAME.png`` and its row of ``figures/metrics.json``; returns the figure for the notebook.
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A written figure; as the last line of a notebook's cell it shows itself, as JPEG to keep the notebook small."""
+
+    path: Path
+    caption: str
+
+    def _repr_jpeg_(self) -> bytes:
+        buffer = io.BytesIO()
+        with Image.open(self.path) as picture:
+            picture.convert("RGB").save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        return self.caption
+
+
+def save(figure: Figure, name: str, *, caption: str, values: Any = None, **provenance: Any) -> Saved:
+    """Write ``figures/NAME.png`` and its row of ``figures/metrics.json``; returns what a notebook shows.
 
     Arguments:
         caption: what the figure shows, also its alt text.
@@ -170,10 +190,10 @@ def save(figure: Figure, name: str, *, caption: str, values: Any = None, **prove
     text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)})
     figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": text})
     folder = figures_folder()
-    images.write_bytes(folder / f"{name}.png", buffer.getvalue())
+    picture = images.write_bytes(folder / f"{name}.png", buffer.getvalue())
     with open(folder / ".lock", "w") as lock:  # notebooks may run side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = folder / "metrics.json"
         rows = json.loads(path.read_text()) if path.is_file() else {}
         write_json(path, rows | {name: row})
-    return figure
+    return Saved(picture, caption)

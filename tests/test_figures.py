@@ -24,7 +24,8 @@ def plot():
 @pytest.mark.filterwarnings("error")
 def test_a_figure_carries_its_provenance(folder, plot):
     returned = figures.save(plot, "name", caption="Größe", values={"loss": [1, 2.5]}, config={"seed": 3})
-    assert returned is plot
+    assert returned.path.name == "name.png" and repr(returned) == "Größe"
+    assert returned._repr_jpeg_().startswith(b"\xff\xd8")
     with Image.open(folder / "name.png") as picture:
         row = json.loads(picture.text["ex4lib"])
     assert row["caption"] == "Größe" and row["values"] == {"loss": [1, 2.5]} and row["config"] == {"seed": 3}

@@ -49,6 +49,7 @@ def test_every_figure_is_followed_by_words(path):
     cells = nbformat.read(path, as_version=4).cells
     for index, cell in enumerate(cells):
         if cell.cell_type == "code" and "figures.save(" in cell.source:
+            assert any("image/jpeg" in output.get("data", {}) for output in cell.outputs), "the figure is not shown"
             words = next((each.source for each in cells[index + 1 :] if each.cell_type == "markdown"), "")
             assert len(words) > 80, f"no words after the figure of {cell.source[-80:]!r}"
 
