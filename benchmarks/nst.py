@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -288,11 +287,21 @@ def memory(side: str, size: int) -> float:
     """Peak MiB of one evaluation in this process, less what imports, network and pictures take."""
     content, style = pictures(size)
     vgg = network("float32" if side == "tutorial" else side)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib(fresh=True)
     objective = Tutorial(vgg, content, style) if side == "tutorial" else TUTORIAL.objective(vgg, content, [style])
     gradient_time(objective, content)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return peak_mib() - before
+
+
+def peak_mib(fresh: bool = False) -> float:
+    """The most memory this process has held since the last ``fresh`` reading, in MiB (Linux).
+
+    ``ru_maxrss`` would not do: a child starts with its parent's.
+    """
+    if fresh:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def memory_table(size: int) -> list[dict]:
