@@ -12,12 +12,14 @@ samples lie in the user's cache directory; `export` writes the averaged weights 
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from diffusers.training_utils import EMAModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from . import networks
@@ -43,8 +45,10 @@ class Training:
         self.net = recipe.build().to(device)
         if name != "vae":  # measured: the autoencoder's group norms are faster in the default layout
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
+        self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
         self.step = 0
         if hasattr(recipe, "encoder"):
             recipe.encoder.to(device)
@@ -55,7 +59,10 @@ class Training:
         batch = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_scale * min(1.0, (self.step + 1) / WARM_UP)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=networks.native_bf16(self.device)):
+        # The CPU's fused attention takes five times as long backward as plain products for so few tokens.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
+        fast = networks.native_bf16(self.device)
+        with attention, torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             loss = self.recipe.loss(self.net, batch)
         self.optimizer.zero_grad(set_to_none=True)
         if torch.isfinite(loss):
@@ -103,7 +110,7 @@ class Training:
         fitting = {k: v.to(own[k]) for k, v in weights.items() if k in own and own[k].shape == v.shape}
         if fitting:
             self.net.load_state_dict(fitting, strict=False)
-            self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8)
+            self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
         return bool(fitting)
 
 

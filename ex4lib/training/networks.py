@@ -66,6 +66,7 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
             "vocab_size": len(words),
             "hidden_size": text,
             "intermediate_size": 4 * text,
+            "hidden_act": "gelu",
             "num_hidden_layers": text_layers,
             "num_attention_heads": text // 32,
             "max_position_embeddings": TOKENS,
@@ -77,6 +78,7 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
             "patch_size": patch,
             "hidden_size": width,
             "intermediate_size": 4 * width,
+            "hidden_act": "gelu",
             "num_hidden_layers": layers,
             "num_attention_heads": width // 32,
             "projection_dim": 128,
@@ -87,8 +89,8 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
 
 
 def mini_clip(words: CLIPTokenizer) -> CLIPModel:
-    """The tower pair whose text half conditions mini-sd and mini-pixel."""
-    return _clip(words, image_size=64, patch=8, width=128, layers=6, text=192, text_layers=4)
+    """The towers whose text half conditions mini-sd and mini-pixel; the other half only teaches it, and is coarse."""
+    return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=4)
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
