@@ -55,7 +55,10 @@ class ContentTerm:
 
 @dataclasses.dataclass(frozen=True)
 class StyleTerm:
-    """Distance between a statistic of one layer's features and its target; ``mask`` restricts it to a region."""
+    """Distance between a statistic of one layer's features and its target; ``mask`` restricts it to a region.
+
+    ``unit`` ``(1 or B,)`` is what distances are measured in.
+    """
 
     layer: str
     statistic: Statistic
@@ -63,6 +66,7 @@ class StyleTerm:
     weight: float = 1.0
     mask: Tensor | None = None
     region: str = ""
+    unit: Tensor | float = 1.0
 
     @property
     def name(self) -> str:
@@ -73,7 +77,7 @@ class StyleTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
-        return self.statistic.distance(self.statistic(features[self.layer], self.mask), self.target)
+        return self.statistic.distance(self.statistic(features[self.layer], self.mask), self.target) / self.unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +214,9 @@ def style_terms(
     for name, layer_weight in zip(names, layer_weights, strict=True):
         target, unit = targets[name], 1.0
         if relative:
-            unit = _positive(statistic.distance(torch.zeros_like(target), target).mean().item(), name)
-        terms.append(StyleTerm(name, statistic, target, weight * layer_weight / unit, guides.get(name), region))
+            unit = statistic.distance(torch.zeros_like(target), target)
+            _positive(unit.min().item(), name)
+        terms.append(StyleTerm(name, statistic, target, weight * layer_weight, guides.get(name), region, unit))
     return terms
 
 

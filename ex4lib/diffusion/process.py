@@ -1,0 +1,75 @@
+"""The forward process and its inverse: each formula once.
+
+Every sample of the supported schedulers is ``x = a·x0 + b·ε`` with a clean sample x0 and noise ε ~ N(0, I). In the
+variance preserving space of DDPM, DDIM, PNDM, DPM++ and UniPC, ``a = √ᾱ`` and ``b = √(1-ᾱ)``; in the space of the
+Euler and Heun schedulers, ``a = 1`` and ``b = σ = √((1-ᾱ)/ᾱ)``. Everything else follows from a and b.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from torch import Tensor
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A noise level: ``x = signal · x0 + noise · ε``."""
+
+    signal: float
+    noise: float
+
+    @classmethod
+    def preserving(cls, alpha_bar: float) -> Level:
+        """Signal √ᾱ, noise √(1-ᾱ)."""
+        return cls(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+    @property
+    def alpha_bar(self) -> float:
+        """ᾱ = a² / (a² + b²): the share of the signal in the variance, whatever the space."""
+        return self.signal**2 / (self.signal**2 + self.noise**2)
+
+    def diffuse(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """``x = a·x0 + b·ε``. Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 4."""
+        return self.signal * clean + self.noise * noise
+
+    def clean(self, sample: Tensor, output: Tensor, prediction: str) -> Tensor:
+        """x0 from a network's output: ε, ``v = √ᾱ·ε - √(1-ᾱ)·x0``, or x0 itself.
+
+        With ``r = √(a² + b²)``: ``x0 = (x - b·ε)/a`` or ``x0 = (a·x - b·r·v)/r²``.
+        Source: Ho et al. (2020), equation 15; Salimans & Ho (2022), appendix D.
+        """
+        a, b, r = self.signal, self.noise, math.hypot(self.signal, self.noise)
+        if prediction == "epsilon":
+            return (sample - b * output) / a
+        if prediction == "v_prediction":
+            return (a / r**2) * sample - (b / r) * output
+        return output
+
+    def noise_of(self, sample: Tensor, output: Tensor, prediction: str) -> Tensor:
+        """ε from a network's output; ``ε = (x - a·x0)/b`` or ``ε = (b·x + a·r·v)/r²``."""
+        a, b, r = self.signal, self.noise, math.hypot(self.signal, self.noise)
+        if prediction == "epsilon":
+            return output
+        if prediction == "v_prediction":
+            return (b / r**2) * sample + (a / r) * output
+        return (sample - a * output) / b
+
+    def output_shift(self, noise_shift: Tensor, prediction: str) -> Tensor:
+        """What a shift of ε is in the network's output: ``δε``, ``δv = (r/a)·δε``, or ``δx0 = -(b/a)·δε``."""
+        if prediction == "epsilon":
+            return noise_shift
+        if prediction == "v_prediction":
+            return (math.hypot(self.signal, self.noise) / self.signal) * noise_shift
+        return self.clean_shift(noise_shift)
+
+    def clean_shift(self, noise_shift: Tensor) -> Tensor:
+        """What a shift of ε is in x0 at the same x: ``δx0 = -(b/a)·δε``."""
+        return -(self.noise / self.signal) * noise_shift
+
+    def noise_shift(self, clean_shift: Tensor) -> Tensor:
+        """What a shift of x0 is in ε at the same x: ``δε = -(a/b)·δx0``."""
+        return -(self.signal / self.noise) * clean_shift

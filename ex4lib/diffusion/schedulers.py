@@ -1,0 +1,174 @@
+"""What guidance must know of a diffusers scheduler that the scheduler does not say itself.
+
+The schedulers stay those of diffusers; here are the noise level of every step, the variance and the response of those
+steps that have one, and the clipping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from ex4lib.diffusion.process import PREDICTIONS, Level
+
+#: Samples of variance preserving schedulers are √ᾱ·x0 + √(1-ᾱ)·ε, those of the others x0 + σ·ε.
+PRESERVING = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
+SUPPORTED = PRESERVING + EXPLODING
+
+
+def is_a(scheduler: SchedulerMixin, *names: str) -> bool:
+    """Whether the scheduler is one of these classes of diffusers."""
+    return isinstance(scheduler, tuple(getattr(diffusers, name) for name in names))
+
+
+def check(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Return the scheduler if guidance knows it.
+
+    Raises:
+        ValueError: another class, or a configuration for flow matching or an unknown prediction type.
+    """
+    if not is_a(scheduler, *SUPPORTED):
+        raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {type(scheduler).__name__}")
+    prediction = scheduler.config.prediction_type
+    if prediction not in PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(f"scheduler must predict {', '.join(PREDICTIONS)}, got {prediction} (flow matching is not)")
+    return scheduler
+
+
+def timed(
+    scheduler: SchedulerMixin, steps: int | Sequence[int], *, device: torch.device | str = "cpu", start: int = 0
+) -> SchedulerMixin:
+    """A copy of the scheduler, ready to run.
+
+    Arguments:
+        steps: a number of steps, or the timesteps themselves where the scheduler accepts them.
+        start: index of the first timestep that will be run.
+    """
+    scheduler = copy.deepcopy(check(scheduler))
+    if isinstance(steps, int):
+        trained = scheduler.config.num_train_timesteps
+        if not 1 <= steps <= trained:
+            raise ValueError(f"num_inference_steps must be between 1 and {trained}, got {steps}")
+        scheduler.set_timesteps(steps, device=device)
+    elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
+        scheduler.set_timesteps(timesteps=list(steps), device=device)
+    else:
+        raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not timesteps")
+    if start and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return scheduler
+
+
+def levels(scheduler: SchedulerMixin) -> list[Level]:
+    """The noise level of every entry of ``scheduler.timesteps``."""
+    if is_a(scheduler, *EXPLODING):
+        return [Level(1.0, float(sigma)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+    if hasattr(scheduler, "sigmas"):  # DPM++ and UniPC: σ may lie between the trained timesteps
+        return [Level.preserving(1 / (1 + float(sigma) ** 2)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+    return [Level.preserving(float(scheduler.alphas_cumprod[int(t)])) for t in scheduler.timesteps]
+
+
+def is_memoryless(scheduler: SchedulerMixin) -> bool:
+    """Whether a step depends on its sample and prediction alone, so that it may be repeated."""
+    return is_a(scheduler, "DDPMScheduler", "DDIMScheduler")
+
+
+def require_memoryless(scheduler: SchedulerMixin) -> None:
+    """Raise a ValueError for a scheduler whose steps have no mean and variance of their own."""
+    if not is_memoryless(scheduler):
+        raise ValueError(
+            "the mean of a step and its variance exist for DDPMScheduler and DDIMScheduler only, got "
+            f"{type(scheduler).__name__}; method 'noise' serves every scheduler"
+        )
+
+
+def step_arguments(scheduler: SchedulerMixin, generator, eta: float) -> dict:
+    """The keyword arguments that this scheduler's ``step`` accepts."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in accepted}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transition:
+    """A step of a memoryless scheduler from ᾱ to ᾱ': its variance Σ, and how its mean answers to ε.
+
+    ``x' = √ᾱ'·x0 + √(1-ᾱ'-σ²)·ε + σ·z`` (Song et al., "Denoising Diffusion Implicit Models" (2021), equation 12), so
+    that a shift δε moves the mean by ``-response · δε`` with ``response = √(ᾱ'(1-ᾱ)/ᾱ) - √(1-ᾱ'-σ²)``. For DDPM, and
+    for DDIM at η = 1, this is ``β / (√α √(1-ᾱ))``.
+    """
+
+    alpha: float  # ᾱ / ᾱ'
+    response: float
+    variance: float | Tensor
+
+
+def transition(scheduler: SchedulerMixin, t: int, eta: float, learned: Tensor | None = None) -> Transition:
+    """The `Transition` of a step of DDPM or DDIM; ``learned`` holds the variance channels of the network, if any.
+
+    Raises:
+        ValueError: another scheduler, whose step depends on earlier ones or has no variance.
+    """
+    require_memoryless(scheduler)
+    now = float(scheduler.alphas_cumprod[t])
+    if is_a(scheduler, "DDPMScheduler"):
+        before = int(scheduler.previous_timestep(t))
+        then = float(scheduler.alphas_cumprod[before]) if before >= 0 else 1.0
+        variance = _ddpm_variance(scheduler, t, now, then, learned)
+        response = (1 - now / then) / math.sqrt(now / then * (1 - now))
+    else:
+        before = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        then = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
+        variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
+        response = math.sqrt(then * (1 - now) / now) - math.sqrt(max(1 - then - variance, 0))
+    return Transition(now / then, response, variance)
+
+
+def _ddpm_variance(scheduler, t: int, now: float, then: float, learned: Tensor | None) -> float | Tensor:
+    kind, beta = scheduler.config.variance_type, 1 - now / then
+    if kind.startswith("fixed_large"):
+        return beta
+    if kind.startswith("learned"):
+        variance = scheduler._get_variance(t, predicted_variance=learned)
+        return variance.exp() if kind == "learned_range" else variance
+    return (1 - then) / (1 - now) * beta
+
+
+def clips(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler is configured to clip its estimate of x0."""
+    return bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
+
+
+def clip(scheduler: SchedulerMixin, clean: Tensor) -> Tensor:
+    """x0 clipped as the scheduler is configured to: dynamic thresholding, clamping, or nothing."""
+    if scheduler.config.get("thresholding"):
+        return scheduler._threshold_sample(clean)
+    if scheduler.config.get("clip_sample"):
+        return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+    return clean
+
+
+@contextlib.contextmanager
+def without_clipping(scheduler: SchedulerMixin) -> Iterator[None]:
+    """The scheduler does not clip inside."""
+    kept = {name: scheduler.config[name] for name in ("clip_sample", "thresholding") if name in scheduler.config}
+    scheduler.register_to_config(**dict.fromkeys(kept, False))
+    try:
+        yield
+    finally:
+        scheduler.register_to_config(**kept)

@@ -1,0 +1,352 @@
+"""The pipelines against diffusers' own, on folders of random weights."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ex4lib.diffusion import sampling, schedulers
+from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels, frozen
+from ex4lib.diffusion.guidance import CHEAP, Guidance
+from ex4lib.diffusion.pipelines import (
+    StyleGuidedDDPMPipeline,
+    StyleGuidedStableDiffusionPipeline,
+    StyleObjective,
+)
+from ex4lib.training.networks import tokenizer
+from tests.conftest import random_network
+
+SCHEDULERS = schedulers.SUPPORTED
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SIZE = 32
+
+
+def scheduler_of(name, **options):
+    options |= {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    options |= {"steps_offset": 1} if name in ("PNDMScheduler", "DDIMScheduler") else {}
+    options |= {"clip_sample": False} if name in ("DDIMScheduler", "DDPMScheduler") else {}
+    return getattr(diffusers, name)(**STABLE_DIFFUSION, **options)
+
+
+def latent_unet(text, **options):
+    return UNet2DConditionModel(
+        sample_size=SIZE // 2, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text, attention_head_dim=2, norm_num_groups=8, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Stable Diffusion folder of random weights, as the stock pipeline saves it."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=words.model_max_length, bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+    ))  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=SIZE, scaling_factor=0.5,
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=words, unet=latent_unet(32), scheduler=scheduler_of("DDIMScheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("sd")
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stock(folder):
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def double_pipe(folder):
+    """In float64, because random networks amplify the rounding of other batch sizes."""
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(folder).to(torch.float64)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def faces():
+    torch.manual_seed(1)
+    unet = UNet2DModel(
+        sample_size=16, block_out_channels=(16, 32), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=8, attention_head_dim=8,
+    )  # fmt: skip
+    pipe = StyleGuidedDDPMPipeline(unet, diffusers.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def vgg():
+    """Narrow, random, in float32."""
+    return random_network("vgg16").float()
+
+
+@pytest.fixture
+def style(picture):
+    return picture(40, 56, dtype=torch.float32)
+
+
+def seeded(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_scale_0_is_stable_diffusion_bit_by_bit(name, guidance_scale, stock, pipe, style, vgg):
+    stock.scheduler, pipe.scheduler = scheduler_of(name), scheduler_of(name)
+    shared = {"prompt": ["a cat", "a castle"], "num_inference_steps": 4, "guidance_scale": guidance_scale,
+              "output_type": "np", "negative_prompt": ["a dog", ""]}  # fmt: skip
+    expected = stock(**shared, generator=seeded()).images
+    for extra in ({}, {"style_image": style, "style_scale": 0.0}, {"style_image": style, "features": vgg,
+                  "guidance": Guidance(window=(0.3, 0.3))}):  # fmt: skip
+        found = pipe(**shared, generator=seeded(), **extra)
+        assert np.array_equal(expected, found.images)
+        assert found.trace == []
+
+
+def test_the_other_arguments_reach_the_sampler_as_in_the_stock_pipeline(stock, pipe):
+    stock.scheduler, pipe.scheduler = scheduler_of("DDIMScheduler"), scheduler_of("DDIMScheduler")
+    latents = torch.randn(2, 4, 16, 16, generator=seeded())
+
+    def shorten(pipeline, index, timestep, tensors):
+        return {"latents": 0.9 * tensors["latents"]}
+
+    shared = {"prompt": "a cat", "num_images_per_prompt": 2, "latents": latents, "eta": 0.7, "num_inference_steps": 3,
+              "callback_on_step_end": shorten, "output_type": "latent"}  # fmt: skip
+    assert torch.equal(stock(**shared, generator=seeded()).images, pipe(**shared, generator=seeded()).images)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_scale_0_is_ddpm_bit_by_bit(name, faces, style):
+    faces.scheduler = getattr(diffusers, name)()
+    stock = DDPMPipeline(faces.unet, faces.scheduler)
+    stock.set_progress_bar_config(disable=True)
+    expected = stock(2, generator=seeded(), num_inference_steps=5, output_type="np").images
+    found = faces(2, generator=seeded(), num_inference_steps=5, output_type="np", style_image=style, style_scale=0)
+    assert np.array_equal(expected, found.images)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_guidance_changes_the_picture_and_is_reproducible_with_every_scheduler(name, pipe, style, vgg):
+    pipe.scheduler = scheduler_of(name)
+    call = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "pt", "features": vgg}
+    plain = pipe(**call, generator=seeded()).images
+    first, second = (pipe(**call, generator=seeded(), style_image=style, style_scale=0.3, measure=True) for _ in "12")
+    assert torch.equal(first.images, second.images)
+    assert (first.images - plain).abs().mean() > 1e-3
+    assert len(first.trace) == (5 if name == "HeunDiscreteScheduler" else 4 if name == "PNDMScheduler" else 3)
+    for row in first.trace:
+        assert row["skipped"] == 0 and row["seconds"] > 0
+        assert all(x > 0 for x in row["loss"] + row["gradient_norm"] + row["movement"] + row["loss_after"])
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(method="both", inner=2), CHEAP, Guidance(method="noisy")])
+def test_a_batch_is_its_single_pictures(guidance, double_pipe, style):
+    latents = torch.randn(3, 4, 16, 16, generator=seeded(), dtype=torch.float64)
+    prompts = ["a cat", "a castle", "a boat"]
+    call = {"num_inference_steps": 3, "output_type": "pt", "features": random_network("vgg16"),
+            "style_image": style.double(), "guidance": guidance}  # fmt: skip
+    batch = double_pipe(prompts, latents=latents, style_scale=(0.1, 0.2, 0.3), **call).images
+    for i, prompt in enumerate(prompts):
+        single = double_pipe(prompt, latents=latents[i : i + 1], style_scale=(0.1, 0.2, 0.3)[i], **call).images
+        torch.testing.assert_close(batch[i : i + 1], single, atol=1e-5, rtol=0)
+
+
+def test_each_picture_of_a_batch_can_have_its_own_style(double_pipe, picture):
+    latents = torch.randn(2, 4, 16, 16, generator=seeded(), dtype=torch.float64)
+    styles = [picture(40, 40) for _ in "12"]
+    call = {"num_inference_steps": 3, "output_type": "pt", "features": random_network("vgg16")}
+    both = double_pipe(["a cat"] * 2, latents=latents, style_image=styles, style_each=True, **call).images
+    for i in range(2):
+        single = double_pipe("a cat", latents=latents[i : i + 1], style_image=styles[i], **call).images
+        torch.testing.assert_close(both[i : i + 1], single, atol=1e-5, rtol=0)
+
+
+def test_masks_and_blends(vgg, picture):
+    styles = [picture(40, 40, dtype=torch.float32) for _ in "12"]
+    image = picture(SIZE, SIZE, dtype=torch.float32)
+    alone = StyleObjective(vgg, styles[:1], (SIZE, SIZE))
+    torch.testing.assert_close(alone(image), StyleObjective(vgg, styles, (SIZE, SIZE), blend=[1, 0])(image))
+    left = torch.zeros(1, 1, SIZE, SIZE)
+    left[..., : SIZE // 2] = 1
+    regions = StyleObjective(vgg, styles, (SIZE, SIZE), masks=[left, 1 - left])
+    leaf = image.clone().requires_grad_()
+    parts = regions.objective.terms(torch.nn.functional.interpolate(leaf, regions.size))
+    first = sum(value for name, value in parts.items() if name.endswith("/0")).sum()
+    (gradient,) = torch.autograd.grad(first, leaf)
+    assert gradient[..., : SIZE // 2].abs().mean() > 5 * gradient[..., -SIZE // 4 :].abs().mean()
+
+
+def test_the_style_itself_has_no_loss_and_small_pictures_are_enlarged(vgg, picture):
+    style = picture(128, 96, dtype=torch.float32)
+    assert StyleObjective(vgg, [style], (128, 96))(style).item() < 1e-10
+    small = StyleObjective(vgg, [style], (16, 16))
+    assert small.size == (128, 128)
+    image = picture(16, 16, batch=2, dtype=torch.float32)
+    assert small(image).shape == (2,)
+    unit = small(torch.zeros(1, 3, 16, 16))
+    assert 0.1 < unit.item() < 10  # relative: of order one for an empty picture
+
+
+def test_recurrence_draws_noise_and_needs_a_scheduler_without_memory(pipe, style, vgg):
+    pipe.scheduler = scheduler_of("DDIMScheduler")
+    call = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "pt", "features": vgg, "style_image": style}
+    once, thrice = (pipe(**call, guidance=Guidance(recurrence=times), generator=seeded()).images for times in (1, 3))
+    assert not torch.equal(once, thrice)
+    pipe.scheduler = scheduler_of("UniPCMultistepScheduler")
+    with pytest.raises(ValueError, match="recurrence repeats steps, but UniPCMultistepScheduler remembers"):
+        pipe(**call, guidance=Guidance(recurrence=3))
+
+
+@pytest.mark.parametrize("preset", ["full", "cheap", "freedom", "mpgd", "algorithm-1"])
+def test_every_preset_runs_where_it_belongs(preset, pipe, style, vgg):
+    pipe.scheduler = scheduler_of("DDPMScheduler")
+    found = pipe("a cat", num_inference_steps=10, output_type="pt", features=vgg, style_image=style, guidance=preset)
+    assert found.images.isfinite().all() and found.trace
+
+
+def test_the_final_picture_is_the_full_autoencoders(pipe, style, vgg):
+    pipe.scheduler = scheduler_of("DDIMScheduler")
+    torch.manual_seed(5)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=4,
+    ).eval()  # fmt: skip
+    call = {"prompt": "a cat", "num_inference_steps": 3, "features": vgg, "style_image": style, "preview_vae": tiny}
+    latents = pipe(**call, generator=seeded(), output_type="latent").images
+    pictures = pipe(**call, generator=seeded(), output_type="pt").images
+    torch.testing.assert_close(pictures, Latents(pipe.vae).render(latents))
+
+
+def test_a_learned_variance_is_split_off_and_kept(style, vgg, generator):
+    torch.manual_seed(2)
+    unet = UNet2DModel(
+        sample_size=16, out_channels=6, block_out_channels=(16, 32), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=8,
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    output = Denoiser(unet, Pixels())(x, 10)
+    assert output.prediction.shape == output.variance.shape == x.shape
+    objective = StyleObjective(vgg, [style], (16, 16))
+    for method in ("noise", "mean"):
+        steps = sampling.sample(
+            Denoiser(unet, Pixels()), scheduler, x, steps=4, objective=objective,
+            guidance=Guidance(scale=1.0, method=method, unit="raw"), generator=generator,
+        )  # fmt: skip
+        assert sampling.finish(steps)[0].sample.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_guidance_in_float32(dtype, folder, style, vgg):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(folder).to(dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    full = StyleGuidedStableDiffusionPipeline.from_pretrained(folder)
+    full.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 4, 16, 16, generator=seeded())
+    call = {"prompt": "a cat", "num_inference_steps": 2, "features": vgg, "style_image": style, "output_type": "pt"}
+    half, whole = (each(latents=latents.to(each.unet.dtype), **call) for each in (pipe, full))
+    assert half.images.isfinite().all() and all(row["skipped"] == 0 for row in half.trace)
+    assert half.trace[0]["loss"][0] == pytest.approx(whole.trace[0]["loss"][0], rel=0.1)
+    assert half.trace[0]["gradient_norm"][0] == pytest.approx(whole.trace[0]["gradient_norm"][0], rel=0.3)
+    assert pipe.vae.dtype == dtype
+
+
+def test_checkpointing_changes_memory_but_not_the_picture_and_is_undone(pipe, style, vgg):
+    pipe.scheduler = scheduler_of("DDIMScheduler")
+    call = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt", "features": vgg, "style_image": style}
+    plain = pipe(**call, generator=seeded()).images
+    saving = pipe(**call, generator=seeded(), checkpointing=True).images
+    torch.testing.assert_close(plain, saving, atol=1e-5, rtol=0)
+    assert not pipe.unet.is_gradient_checkpointing and not pipe.vae.is_gradient_checkpointing
+
+
+def test_weights_take_no_gradient_inside_and_are_left_as_they_were(pipe):
+    denoiser = Denoiser(pipe.unet, Latents(pipe.vae))
+    first = next(pipe.unet.parameters())
+    first.requires_grad_(True)
+    with pytest.raises(RuntimeError), frozen(denoiser):
+        assert not any(p.requires_grad for p in (*pipe.unet.parameters(), *pipe.vae.parameters()))
+        raise RuntimeError
+    assert all(p.requires_grad for p in pipe.unet.parameters())
+    assert all(p.grad is None for p in pipe.unet.parameters())
+
+
+def test_an_abandoned_loop_leaves_the_pipeline_as_it_was(pipe, style, vgg):
+    scheduler = scheduler_of("UniPCMultistepScheduler")
+    denoiser = Denoiser(pipe.unet, Latents(pipe.vae), embeddings=torch.randn(1, 5, 32), guidance_scale=1.0)
+    before = [p.requires_grad for p in pipe.unet.parameters()]
+    steps = sampling.sample(
+        denoiser, scheduler, torch.randn(1, 4, 16, 16), steps=5,
+        objective=StyleObjective(vgg, [style], (SIZE, SIZE)), guidance=Guidance(),
+    )  # fmt: skip
+    step = next(steps)
+    assert step.image.shape == step.sample_image.shape == (1, 3, SIZE, SIZE)
+    del steps
+    assert [p.requires_grad for p in pipe.unet.parameters()] == before
+    assert scheduler.num_inference_steps is None
+
+
+def test_from_pipe_shares_the_weights(stock):
+    shared = StyleGuidedStableDiffusionPipeline.from_pipe(stock)
+    assert shared.unet is stock.unet
+
+
+def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypatch):
+    pipe.scheduler = scheduler_of("DDIMScheduler")
+    monkeypatch.setattr(type(pipe.unet), "forward", lambda *_, **__: pytest.fail("a step was made"))
+    cases = [
+        ({"style_scale": -0.5}, "style_scale must be finite and at least 0, got -0.5"),
+        ({"style_scale": (0.1, 0.2)}, "one number or one per image, 1 here, got 2"),
+        ({"style_image": None, "style_scale": 0.5}, "there is no style_image"),
+        ({"style_image": torch.rand(1, 3, 4, 4), "style_layers": ("relu5_1",)}, "at least 16 x 16 pixels"),
+        ({"style_loss": "gran"}, "style_loss must be one of gram"),
+        ({"style_layers": ("relu9_9",)}, "no layer 'relu9_9'"),
+        ({"latents": torch.zeros(2, 4, 16, 16)}, r"latents must have shape \(1, 4, 16, 16\) for 1 prompts"),
+        ({"guidance": "fredom"}, "guidance must be a Guidance or one of full, cheap"),
+        ({"style_each": True, "style_image": [style, style]}, "2 styles, 1 pictures"),
+        ({"guidance": Guidance(unit="correction"), "guidance_scale": 1.0}, "needs a prompt and a guidance_scale"),
+        ({"guidance": "algorithm-1"}, "0 for DDIM at eta 0"),
+        ({"style_masks": [style]}, "mask"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be between 1 and 1000, got 0"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message):
+            pipe(**{"prompt": "a cat", "features": vgg, "style_image": style} | arguments)
+    pipe.scheduler = diffusers.LCMScheduler()
+    with pytest.raises(ValueError, match="scheduler must be one of DDPMScheduler"):
+        pipe("a cat", style_image=style, features=vgg)
+
+
+def test_a_pipeline_that_offloads_is_refused(folder, style, vgg):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(folder)
+    pipe.unet._hf_hook = object()
+    with pytest.raises(ValueError, match="the pipeline offloads its unet"):
+        pipe("a cat", style_image=style, features=vgg)
