@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel
 from . import networks
 from .pictures import Pictures
 from .recipe import MODELS
-from .recipes import encode_pictures, latent_scheduler, pixel_scheduler
+from .recipes import encode_pictures, face_scheduler, latent_scheduler, pixel_scheduler
 
 FOLDERS = {
     "vae": "mini-sd/vae",
@@ -130,7 +130,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
     elif name == "mini-ddpm":
         net = _load(networks.mini_ddpm_unet(), averaged).half()
         keep = {p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".png")}
-        _replace(folder.parent, DDPMPipeline(net, pixel_scheduler()).save_pretrained)
+        _replace(folder.parent, DDPMPipeline(net, face_scheduler()).save_pretrained)
         for file, content in keep.items():
             if not (folder.parent / file).exists():
                 (folder.parent / file).write_bytes(content)

@@ -17,7 +17,7 @@ from .words import ANYTHING, COLOURS, GROUNDS, LOOKS, OPENINGS, VIEWS
 
 TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
 LATENTS = 8
-SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 64, "mini-sd": 16, "mini-pixel": 32, "mini-ddpm": 64}
+SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 60, "mini-sd": 16, "mini-pixel": 32, "mini-ddpm": 64}
 
 
 def vocabulary() -> list[str]:
@@ -94,8 +94,8 @@ def mini_clip(words: CLIPTokenizer) -> CLIPModel:
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
-    """The judge: narrower, deeper, other patches, and never seen by what it judges."""
-    return _clip(words, image_size=64, patch=8, width=128, layers=8, text=128, text_layers=3)
+    """The judge: other patches, widths and depths, and never seen by what it judges."""
+    return _clip(words, image_size=60, patch=12, width=160, layers=5, text=128, text_layers=3)
 
 
 def vae() -> AutoencoderKL:

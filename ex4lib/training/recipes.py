@@ -146,6 +146,11 @@ def pixel_scheduler() -> DDPMScheduler:
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
 
 
+def face_scheduler() -> DDPMScheduler:
+    """The linear schedule and the clipping of ddpm-celebahq-256, whose small sibling mini-ddpm is."""
+    return DDPMScheduler(clip_sample=True)
+
+
 @dataclass
 class LatentText(Diffusion):
     """mini-sd."""
@@ -195,7 +200,7 @@ class PixelText(Diffusion):
 class Faces(Diffusion):
     """mini-ddpm: faces only, mirrored at will, no text."""
 
-    scheduler: DDPMScheduler = field(default_factory=pixel_scheduler)
+    scheduler: DDPMScheduler = field(default_factory=face_scheduler)
     text: bool = False
     batch_size: int = 32
 

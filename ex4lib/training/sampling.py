@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from . import networks
 from .pictures import Pictures
 from .recipe import MODELS, to_tensor
-from .recipes import latent_scheduler
+from .recipes import face_scheduler, latent_scheduler, pixel_scheduler
 
 STEPS, GUIDANCE = 30, 4.0
 GRID = [
@@ -93,13 +93,13 @@ def draw_latent(unet, vae, prompts: list[str], seed: int = 0) -> torch.Tensor:
 def draw_pixels(unet, prompts: list[str], seed: int = 0) -> torch.Tensor:
     """mini-pixel pictures, (B, 3, S, S) in [0, 1]."""
     text = Text(unet.device)
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler = DDIMScheduler.from_config(pixel_scheduler().config)
     return (draw(unet, scheduler, text.tokenizer, text.encoder, prompts, seed) / 2 + 0.5).clamp(0, 1)
 
 
 def draw_faces(unet, count: int, seed: int = 0) -> torch.Tensor:
     """mini-ddpm pictures by 100 DDIM steps, (B, 3, S, S) in [0, 1]."""
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler = DDIMScheduler.from_config(face_scheduler().config)
     scheduler.set_timesteps(100)
     side = unet.config.sample_size
     x = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(unet.device)
