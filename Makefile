@@ -37,6 +37,7 @@ lab: $(READY)
 
 bench: $(READY)
 	$(PY) benchmarks/nst.py
+	$(PY) benchmarks/guidance.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import machine, peak_mib, table
 from torch import Tensor, nn
 
 from ex4lib import images, models
@@ -71,24 +70,6 @@ def main() -> None:
     table("(c) peak memory of one evaluation", results["memory"])
     if arguments.json:
         images.write_bytes(arguments.json, json.dumps(results, indent=2).encode())
-
-
-def machine() -> dict:
-    """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "native_bfloat16": models.native_bfloat16(),
-        "load_at_start": load,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def precisions() -> tuple[str, ...]:
@@ -293,17 +274,6 @@ def memory(side: str, size: int) -> float:
     return peak_mib() - before
 
 
-def peak_mib(fresh: bool = False) -> float:
-    """The most memory this process has held since the last ``fresh`` reading, in MiB (Linux).
-
-    ``ru_maxrss`` would not do: a child starts with its parent's.
-    """
-    if fresh:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
 def memory_table(size: int) -> list[dict]:
     """Rows of (c)."""
     rows = []
@@ -312,18 +282,6 @@ def memory_table(size: int) -> list[dict]:
         peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         rows.append({"side": side if side == "tutorial" else f"ex4lib {side}", "size": size, "peak_mib": peak})
     return [{**row, "share": row["peak_mib"] / rows[0]["peak_mib"]} for row in rows]
-
-
-def table(title: str, rows: list[dict]) -> None:
-    """Print rows as a Markdown table."""
-
-    def cell(entry: object) -> str:
-        return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
-
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-    for row in rows:
-        print(f"| {' | '.join(map(cell, row.values()))} |")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

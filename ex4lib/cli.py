@@ -1,4 +1,4 @@
-"""``python -m ex4lib``: the recipes of the first part from a shell."""
+"""``python -m ex4lib``: style transfer, inversion, textures and guided diffusion from a shell."""
 
 from __future__ import annotations
 
@@ -156,6 +156,65 @@ def texture(
     )
 
 
+@app.command()
+def guide(
+    prompt: Annotated[str, typer.Argument(help="What to draw; the style comes from the painting.")],
+    style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
+    output: Output,
+    style_scale: Annotated[float | None, typer.Option(help="Strength; 0 is unguided. Default: the preset's.")] = None,
+    style_loss: StyleLoss = "gram",
+    preset: Annotated[str, typer.Option(help="full, cheap, algorithm-1, freedom or mpgd.")] = "full",
+    window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    eta: Annotated[float, typer.Option(help="Noise of DDIM's steps: 0 none, 1 as DDPM.")] = 0.0,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write the clean estimate here while drawing.")] = None,
+    network: Network = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw a prompt in the style of a painting, by style-guided Stable Diffusion.
+
+    Example: python -m ex4lib guide "a cat" hokusai-great-wave -o cat.png
+    """
+    from ex4lib.diffusion import pipelines  # diffusers takes seconds to import: the other commands do without
+    from ex4lib.diffusion.guidance import PRESETS
+
+    for path in (output, *([preview] if preview else [])):
+        _check_output(path)
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    changes = {"ramp": ramp, "window": None if window is None else _fractions(window)}
+    settings = dataclasses.replace(PRESETS[preset], **{key: value for key, value in changes.items() if value})
+    pictures = [_read(name) for name in style]
+    guidance_scale = models.guidance_scale() if guidance_scale is None else guidance_scale
+    pipe = pipelines.stable_diffusion(model)
+    found = pipe(
+        prompt,
+        style_image=pictures,
+        style_scale=style_scale,
+        style_loss=style_loss,
+        guidance=settings,
+        features=network,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        eta=eta,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+        callback=None if preview is None else lambda step: images.save(step.image.float().cpu(), preview),
+    )
+    config = {"prompt": prompt, "style": style, "style_scale": style_scale, "style_loss": style_loss, "steps": steps}
+    config |= {"guidance": dataclasses.asdict(settings), "guidance_scale": guidance_scale, "eta": eta, "seed": seed}
+    config |= {"negative_prompt": negative_prompt, "model": model or models.source("stable-diffusion")}
+    images.save(found.images.float().cpu(), output, metadata={"ex4lib": json.dumps(config)})
+    seconds = sum(row["seconds"] for row in found.trace)
+    lost = sum(row["skipped"] for row in found.trace)
+    typer.echo(f"{output}: {len(found.trace)} guided steps in {seconds:.1f} s" + f", {lost} skipped" * bool(lost))
+
+
 def main() -> None:
     """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
     try:
@@ -166,11 +225,7 @@ def main() -> None:
 
 
 def _run(output: Path, settings: dict, recipe: Callable, start: str, network, precision, seed) -> None:
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
-        raise ValueError(f"the output must end in .png, .jpg, .webp or .tif, got {output.name!r}")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"the output {str(output)!r} cannot be written there")
+    _check_output(output)
     begin = start if start in ("content", "noise", "grey", "statistics") else _read(start)
     vgg = models.features(network, precision=precision)
     result = recipe(vgg, start=begin, generator=torch.Generator().manual_seed(seed), progress=True)
@@ -179,6 +234,23 @@ def _run(output: Path, settings: dict, recipe: Callable, start: str, network, pr
     for note in result.notes:
         typer.echo(note, err=True)
     typer.echo(f"{output}: {result.evaluations} evaluations in {result.seconds:.1f} s, loss {min(result.losses):.4g}")
+
+
+def _fractions(text: str) -> tuple[float, float]:
+    try:
+        start, stop = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"window must be two fractions such as 0.2,1, got {text!r}") from None
+    return start, stop
+
+
+def _check_output(output: Path) -> None:
+    """Refuse, before any work, an output that could not be written after it."""
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
+        raise ValueError(f"the output must end in .png, .jpg, .webp or .tif, got {output.name!r}")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"the output {str(output)!r} cannot be written there")
 
 
 def _read(name: str, size: int | None = None) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ex4lib.features import BLOCKS, VGG, layer_names, rescaled
+from ex4lib.judge import Judge
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,6 +37,24 @@ OFFLINE_SCALES = (
 #: Feature network of each profile, and the one that judges pictures; where it can, another than the optimised one.
 FEATURES = {"full": "vgg19", "mini": "vgg16-hed"}
 JUDGES = {"full": "vgg16", "mini": "vgg16-hed"}
+
+#: Folders of the embedded models, and ids on the hub, by profile and part.
+EMBEDDED = Path(__file__).parent / "assets" / "models"
+SOURCES = {
+    "full": {
+        "ddpm": "google/ddpm-celebahq-256",
+        "stable-diffusion": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "judge": "openai/clip-vit-base-patch32",
+    },
+    "mini": {
+        "ddpm": str(EMBEDDED / "mini-ddpm"),
+        "stable-diffusion": str(EMBEDDED / "mini-sd"),
+        "judge": str(EMBEDDED / "mini-judge"),
+    },
+}
+
+#: Classifier-free guidance that suits the profile's model of text to image.
+GUIDANCE_SCALES = {"full": 7.5, "mini": 4.0}
 
 
 def profile() -> str:
@@ -107,6 +126,34 @@ def features(
     if half:
         network.convolutions.to(torch.bfloat16)  # the normalisation stays in float32
     return network.to(where)
+
+
+def source(part: str, name: str | None = None) -> str:
+    """What ``from_pretrained`` is given for a part: ``"ddpm"``, ``"stable-diffusion"`` or ``"judge"``.
+
+    Arguments:
+        name: a hub id or a folder; None is the profile's default. A folder ``EX4_MODELS/LAST-PART-OF-THE-NAME`` stands
+            for a hub id.
+
+    Raises:
+        ValueError: no such part.
+    """
+    known = SOURCES[profile()]
+    if part not in known:
+        raise ValueError(f"part must be one of {', '.join(known)}, got {part!r}")
+    name = name or known[part]
+    local = Path(os.environ.get("EX4_MODELS", ""), Path(name).name)
+    return str(local) if os.environ.get("EX4_MODELS") and local.is_dir() else name
+
+
+def guidance_scale() -> float:
+    """The profile's default strength of classifier-free guidance."""
+    return GUIDANCE_SCALES[profile()]
+
+
+def judge(name: str | None = None, *, where: torch.device | str | None = None) -> Judge:
+    """The CLIP model that scores pictures against prompts: apart from everything it judges."""
+    return Judge(source("judge", name), where if where is not None else device())
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

@@ -1,6 +1,7 @@
 """The benchmark's pieces at the smallest size, so that the script cannot rot. No time is asserted."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,23 @@ import torch
 
 from ex4lib.transfer import TUTORIAL
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "nst.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name):
+    sys.path.insert(0, str(FOLDER))  # as when it is run
+    try:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
 
 
 @pytest.fixture(scope="module")
 def nst():
-    spec = importlib.util.spec_from_file_location("nst", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("nst")
 
 
 def test_overhead_has_a_row_per_precision(nst):

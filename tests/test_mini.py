@@ -1,5 +1,8 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +134,34 @@ def test_to_tensor_range_and_area_reduction():
     picture[:, :, :2] = 255
     assert to_tensor(picture).aminmax() == (-1.0, 1.0)
     assert to_tensor(picture, 2)[0, 0].tolist() == [[1.0, -1.0], [1.0, -1.0]]
+
+
+def test_the_tokenizer_is_the_same_in_every_process_and_knows_every_word():
+    code = "import json; from ex4lib.training.networks import tokenizer; print(json.dumps(tokenizer().get_vocab()))"
+    command = [sys.executable, "-c", code]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(networks.__file__).parents[2])
+    words = networks.tokenizer()
+    assert json.loads(other.stdout) == words.get_vocab()
+    for word in networks.vocabulary():
+        assert len(words(word).input_ids) == 3, word
+    assert len(words("zyzzyva").input_ids) > 4
+
+
+def test_a_saved_tokenizer_reads_back(tmp_path):
+    words = networks.tokenizer()
+    networks.save_tokenizer(words, tmp_path)
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).exists()
+    (tmp_path / "tokenizer.json").unlink()  # what transformers 4 reads
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for caption in ("a cat sitting on a table", "xyzzy in the style of Picasso", ""):
+        assert again(caption).input_ids == words(caption).input_ids
+
+
+@shipped("mini-sd/tokenizer")
+def test_the_committed_tokenizer_is_the_one_that_training_uses():
+    shipped_words = CLIPTokenizer.from_pretrained(MODELS / "mini-sd" / "tokenizer")
+    assert shipped_words.get_vocab() == networks.tokenizer().get_vocab()
 
 
 @shipped("mini-sd/unet", "mini-sd/vae", "mini-sd/text_encoder")

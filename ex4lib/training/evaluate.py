@@ -7,15 +7,14 @@ ceiling.
 import json
 import time
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
-from transformers import CLIPModel, CLIPTokenizer
+
+from ex4lib.judge import Judge
 
 from . import networks
 from .faces import face_pictures
@@ -34,29 +33,6 @@ from .sampling import (
 )
 from .things import THINGS, with_article
 from .words import NAMED_LOOKS
-
-
-class Judge:
-    """mini-judge: cosine similarities of pictures and captions."""
-
-    def __init__(self, device: torch.device):
-        self.model = CLIPModel.from_pretrained(MODELS / "mini-judge").eval().to(device)
-        self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "mini-judge")
-        self.size = self.model.config.vision_config.image_size
-
-    @torch.inference_mode()
-    def scores(self, pictures: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        """(pictures, captions) cosine; pictures (B, 3, S, S) in [0, 1] of any size."""
-        x = F.interpolate(
-            pictures.float(),
-            size=(self.size,) * 2,
-            mode="area" if pictures.shape[-1] > self.size else "bilinear",
-        )
-        x = (2 * x - 1).to(self.model.device)
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        images = torch.cat([self.model.get_image_features(pixel_values=b).pooler_output for b in x.split(256)])
-        texts = self.model.get_text_features(input_ids=tokens.to(x.device)).pooler_output
-        return (F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T).cpu()
 
 
 def _share(right: torch.Tensor) -> float:
@@ -238,7 +214,7 @@ def evaluate(only: str = "") -> None:
     if only and only not in EVALUATIONS:
         raise ValueError(f"only must be one of {', '.join(EVALUATIONS)}, not {only!r}.")
     device, scenes = pick_device(), Pictures("held-out", networks.SIZES["vae"])
-    judge = Judge(device) if Path(MODELS / "mini-judge" / "config.json").exists() else None
+    judge = Judge(MODELS / "mini-judge", device) if (MODELS / "mini-judge" / "config.json").exists() else None
     for name in [only] if only else EVALUATIONS:
         if (MODELS / name).exists():
             EVALUATIONS[name](judge, scenes, device)

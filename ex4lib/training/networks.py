@@ -38,21 +38,32 @@ def tokenizer() -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    final = [c + "</w>" for c in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=100_000,
         min_frequency=1,
+        special_tokens=final,  # fixes their ids, by which ties are broken: else every run would find other merges
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(vocabulary(), trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    pieces = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges)]
+    pieces = [*alphabet, *final, *("".join(pair) for pair in merges)]
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges))
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def save_tokenizer(words: CLIPTokenizer, folder: Path) -> None:
+    """Write a tokenizer for transformers 5 (``tokenizer.json``) and 4 (``vocab.json``, ``merges.txt``)."""
+    words.save_pretrained(folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
 def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, layers: int, text: int, text_layers: int):

@@ -1,0 +1,92 @@
+"""Drawn, stylised and judged pictures on random weights: what is stored is what the library does."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ex4lib import drawings, metrics
+from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
+from tests.conftest import random_network
+from tests.test_judge import folder  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(1)
+    unet = UNet2DModel(
+        sample_size=16, block_out_channels=(16, 32), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=8,
+    )  # fmt: skip
+    pipe = StyleGuidedDDPMPipeline(unet, diffusers.DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def vgg():
+    return random_network("vgg16").float()
+
+
+def test_seeds_are_independent_of_how_they_are_grouped(pipe, picture, vgg):
+    style = picture(40, 40, dtype=torch.float32)
+    call = {"style": style, "guidance": Guidance(0.2), "steps": 3, "features": vgg, "scheduler": "DDIMScheduler"}
+    together = drawings.drawn(pipe, None, [5, 6, 7], **call, batch=2)
+    alone = drawings.drawn(pipe, None, [6], **call)
+    torch.testing.assert_close(together.pictures["6"], alone.pictures["6"], atol=2 / 255, rtol=0)
+    assert len(together.values["loss"]) == 3 and together.values["skipped"] == [0, 0, 0]
+    assert type(pipe.scheduler).__name__ == "DDPMScheduler"
+
+
+def test_a_finished_run_is_not_drawn_again(pipe, monkeypatch):
+    first = drawings.drawn(pipe, None, [0], steps=2)
+    monkeypatch.setattr(type(pipe), "__call__", lambda *_, **__: pytest.fail("drawn again"))
+    torch.testing.assert_close(drawings.drawn(pipe, None, [0], steps=2).pictures["0"], first.pictures["0"])
+
+
+def test_judgements_are_the_metrics(pipe, picture, vgg, folder):  # noqa: F811
+    from ex4lib.judge import Judge
+
+    style = picture(40, 40, dtype=torch.float32)
+    run = drawings.drawn(pipe, None, [3, 1], steps=2)
+    found = drawings.judged(Judge(folder), vgg, run, style, prompt="a cat", unguided=run)
+    pictures = drawings.stack(run)
+    assert torch.equal(pictures[0], run.pictures["1"][0])  # by seed, not by order
+    for i in range(2):
+        expected = metrics.style_distance(vgg, pictures[i : i + 1], style)
+        assert found["gram"][i] == pytest.approx(expected, rel=1e-4)
+    assert found["content"] == [0, 0] and len(found["features"][0]) == 128
+    assert set(found["agrees"]) <= {0.0, 1.0}
+
+
+def test_stylised_pictures_are_nearer_to_the_style(pipe, picture, vgg):
+    style = picture(40, 40, dtype=torch.float32)
+    run = drawings.drawn(pipe, None, [0], steps=2)
+    after = drawings.stylised(vgg, run, style, evaluations=30, size=32)
+    before, later = (metrics.style_distance(vgg, x.pictures["0"], style) for x in (run, after))
+    assert later < before
+
+
+def test_interval_covers_a_known_mean():
+    draws = np.random.default_rng(1)
+    hits = 0
+    for _ in range(60):
+        mean, low, high = drawings.interval(draws.normal(2.0, 1.0, 30))
+        assert low < mean < high
+        hits += low <= 2.0 <= high
+    assert hits >= 50
+    assert drawings.interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
+
+
+def test_kernel_distance_against_explicit_sums(generator):
+    x, y = torch.randn(2, 20, 6, generator=generator, dtype=torch.float64)
+    y = y + 0.5
+
+    def kernel(a, b):
+        return float((a @ b / 6 + 1) ** 3)
+
+    same = [sum(kernel(a[i], a[j]) for i in range(20) for j in range(20) if i != j) / (20 * 19) for a in (x, y)]
+    cross = sum(kernel(a, b) for a in x for b in y) / 400
+    assert metrics.kernel_distance(x, y) == pytest.approx(sum(same) - 2 * cross, rel=1e-6)
