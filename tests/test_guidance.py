@@ -158,9 +158,12 @@ def test_a_mean_shift_is_the_noise_shift_of_the_design(points):
     here = situation(scheduler, 20, 7, points, GaussianWorld())
     mean, noise = (guide(here, Guidance(1.0, method, "raw"), 1.0) for method in ("mean", "noise"))
     step = schedulers.transition(here.scheduler, int(here.timestep), 0.0)
-    beta, b = 1 - step.alpha, here.level.noise
+    now, then = schedulers.alpha_bars(here.scheduler, int(here.timestep))
+    alpha, b = now / then, here.level.noise
     g = (noise.prediction - noise.output.prediction) / b
-    torch.testing.assert_close(mean.prediction - mean.output.prediction, step.variance * step.alpha**0.5 * b / beta * g)
+    torch.testing.assert_close(
+        mean.prediction - mean.output.prediction, step.variance * alpha**0.5 * b / (1 - alpha) * g
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -221,7 +221,7 @@ def test_recurrence_draws_noise_and_needs_a_scheduler_without_memory(pipe, style
     once, thrice = (pipe(**call, guidance=Guidance(recurrence=times), generator=seeded()).images for times in (1, 3))
     assert not torch.equal(once, thrice)
     pipe.scheduler = scheduler_of("UniPCMultistepScheduler")
-    with pytest.raises(ValueError, match="recurrence repeats steps, but UniPCMultistepScheduler remembers"):
+    with pytest.raises(ValueError, match="repeating steps needs a scheduler without memory, but UniPC"):
         pipe(**call, guidance=Guidance(recurrence=3))
 
 

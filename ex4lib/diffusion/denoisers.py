@@ -47,6 +47,10 @@ class Pixels:
         """``x0/2 + 1/2``, not clamped, so that gradients pass."""
         return clean / 2 + 0.5
 
+    def encode(self, image: Tensor) -> Tensor:
+        """The sample of an image in [0, 1]: ``2·image - 1``."""
+        return 2 * image - 1
+
     def render(self, clean: Tensor) -> Tensor:
         """The picture to look at, clamped."""
         with torch.no_grad():
@@ -73,6 +77,12 @@ class Latents:
         """The decoded picture, not clamped, at least float32, so that gradients pass."""
         vae = self._differentiable
         return vae.decode(clean.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The latents of an image in [0, 1]: the mode of the full autoencoder's posterior, scaled."""
+        with torch.no_grad():
+            posterior = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist
+        return posterior.mode() * self.vae.config.scaling_factor
 
     def render(self, clean: Tensor) -> Tensor:
         """The full autoencoder's picture, clamped."""

@@ -349,6 +349,23 @@ class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
         return StyleGuidedOutput(pictures, trace) if return_dict else (pictures,)
 
 
+def stable_diffusion(name: str | None = None) -> StyleGuidedStableDiffusionPipeline:
+    """The profile's text to image pipeline, or another by hub id or folder; on CUDA in bfloat16 where it is native."""
+    return _load(StyleGuidedStableDiffusionPipeline, models.source("stable-diffusion", name), safety_checker=None)
+
+
+def ddpm(name: str | None = None) -> StyleGuidedDDPMPipeline:
+    """The profile's unconditional pipeline, or another by hub id or folder."""
+    return _load(StyleGuidedDDPMPipeline, models.source("ddpm", name))
+
+
+def _load(pipeline: type, source: str, **options):
+    where = models.device()
+    half = where.type == "cuda" and models.native_bfloat16(where)
+    pipe = pipeline.from_pretrained(source, torch_dtype=torch.bfloat16 if half else torch.float32, **options)
+    return pipe.to(where)
+
+
 @functools.lru_cache(maxsize=2)
 def _features(name: str | None, device: str) -> VGG:
     return models.features(name, where=device)

@@ -73,3 +73,31 @@ class Level:
     def noise_shift(self, clean_shift: Tensor) -> Tensor:
         """What a shift of x0 is in ε at the same x: ``δε = -(a/b)·δx0``."""
         return -(self.signal / self.noise) * clean_shift
+
+
+def posterior_mean(now: Level, then: Level, clean: Tensor, sample: Tensor) -> Tensor:
+    """Mean of a less noisy sample, given a noisy one and x0, both variance preserving.
+
+    ``√ᾱ'·β/(1-ᾱ)·x0 + √α·(1-ᾱ')/(1-ᾱ)·x`` with ``α = ᾱ/ᾱ'``, ``β = 1-α``: ratios of ᾱ, so that steps may be skipped.
+    Source: Ho et al. (2020), equation 7; CS180 project 5, equation 3.
+    """
+    alpha = now.alpha_bar / then.alpha_bar
+    of_clean = then.signal * (1 - alpha) / now.noise**2
+    of_sample = math.sqrt(alpha) * then.noise**2 / now.noise**2
+    return of_clean * clean + of_sample * sample
+
+
+def posterior_variance(now: Level, then: Level) -> float:
+    """Variance of a less noisy sample, given a noisy one and x0: ``(1-ᾱ')/(1-ᾱ)·β``. Source: Ho et al. (2020)."""
+    return then.noise**2 / now.noise**2 * (1 - now.alpha_bar / then.alpha_bar)
+
+
+def strided_timesteps(stride: int = 30, first: int = 990) -> list[int]:
+    """Timesteps from ``first`` down to 0 in equal strides; the course's 990, 960, ..., 0 by default.
+
+    Raises:
+        ValueError: a stride or a first step below 1, or strides that do not end at 0.
+    """
+    if stride < 1 or first < 1 or first % stride:
+        raise ValueError(f"first must be a positive multiple of stride, got {first} and {stride}")
+    return list(range(first, -1, -stride))

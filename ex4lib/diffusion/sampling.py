@@ -58,6 +58,7 @@ def sample(
     eta: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     after_step: Callable[[Tensor, int, Tensor], Tensor] | None = None,
+    repeats: int = 1,
     checkpointing: bool = False,
     measure: bool = False,
 ) -> Iterator[Step]:
@@ -71,6 +72,8 @@ def sample(
         guidance: how the objective steers. Without one, or at scale 0, the steps are the stock scheduler's bit by bit.
         eta: of DDIM; 0 is deterministic, 1 as noisy as DDPM.
         after_step: ``(x, index, timestep) -> x``, applied to the result of every step.
+        repeats: how often each step is run, with noise between the runs that takes its result back to the level it
+            came from (Lugmayr et al., "RePaint" (2022)); a guidance's recurrence is the same. DDPM and DDIM only.
         checkpointing: recompute activations in the backward pass, for memory.
         measure: also the loss after the shift, which costs another forward pass of decoder and features.
 
@@ -78,17 +81,21 @@ def sample(
         ValueError: a scheduler that is not known, or a guidance that it cannot follow.
     """
     scheduler = schedulers.timed(scheduler, steps, device=x.device, start=start)
+    if not 0 <= start < len(scheduler.timesteps):
+        raise ValueError(f"start must be between 0 and {len(scheduler.timesteps) - 1}, got {start}")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if max(repeats, guidance.recurrence if guidance is not None and guidance.is_on else 1) > 1:
+        _require_no_memory(scheduler)
     arguments = schedulers.step_arguments(scheduler, generator, eta)
     if guidance is None or not guidance.is_on:
-        loop = _Loop(denoiser, scheduler, arguments)
+        loop = _Loop(denoiser, scheduler, arguments, eta)
     else:
         if objective is None:
             raise ValueError("guidance needs an objective, images -> one loss each")
         check(guidance, scheduler, denoiser, x.shape[0], eta)
-        loop = _GuidedLoop(
-            denoiser, scheduler, arguments, objective, guidance, eta, generator, checkpointing, measure
-        )  # fmt: skip
-    return _steps(loop, x, start, after_step)
+        loop = _GuidedLoop(denoiser, scheduler, arguments, eta, objective, guidance, checkpointing, measure)
+    return _steps(loop, x, start, after_step, repeats, generator)
 
 
 def finish(steps: Iterator[Step]) -> tuple[Step, list[dict]]:
@@ -103,14 +110,9 @@ def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, bat
     """Say in one sentence what a scheduler or denoiser cannot do of a guidance.
 
     Raises:
-        ValueError: recurrence with a scheduler that remembers earlier steps; a method that needs a mean or a variance
-            which the scheduler does not have; a unit that needs a prompt; scales that do not fit the batch.
+        ValueError: a method that needs a mean or a variance which the scheduler does not have; a unit that needs a
+            prompt; scales that do not fit the batch.
     """
-    name = type(scheduler).__name__
-    if guidance.recurrence > 1 and not schedulers.is_memoryless(scheduler):
-        raise ValueError(
-            f"recurrence repeats steps, but {name} remembers earlier ones; use DDIMScheduler or DDPMScheduler"
-        )
     if guidance.method in ("mean", "sample") and guidance.unit != "noise":
         schedulers.require_memoryless(scheduler)
         if guidance.method == "mean" and schedulers.is_a(scheduler, "DDIMScheduler") and eta == 0:
@@ -123,16 +125,46 @@ def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, bat
         raise ValueError(f"style_scale must be one number or one per image, {batch} here, got {len(guidance.scales)}")
 
 
-def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None) -> Iterator[Step]:
+def _require_no_memory(scheduler: SchedulerMixin) -> None:
+    if not schedulers.is_memoryless(scheduler):
+        raise ValueError(
+            f"repeating steps needs a scheduler without memory, but {type(scheduler).__name__} remembers earlier "
+            "steps; use DDIMScheduler or DDPMScheduler"
+        )
+
+
+def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repeats: int, generator) -> Iterator[Step]:
     scheduler = loop.scheduler
     levels, total = schedulers.levels(scheduler), len(scheduler.timesteps)
     for index in range(start, total):
         t, level = scheduler.timesteps[index], levels[index]
-        with loop.context():
-            x, clean, row = loop.step(x, t, level, index, total)
-        if after_step is not None:
-            x = after_step(x, index, t)
-        yield Step(index, total, int(t), level, x, clean, row, loop.denoiser.space.render)
+        runs, rows = max(repeats, loop.runs(index, total)), []
+        for run in range(runs):
+            with loop.context():
+                after, clean, row = loop.step(x, t, level, index, total)
+            rows.append(row)
+            if after_step is not None:
+                after = after_step(after, index, t)
+            if run + 1 < runs:
+                x = _again(scheduler, after, int(t), generator)
+        x = after
+        yield Step(index, total, int(t), level, x, clean, _merged(rows), loop.denoiser.space.render)
+
+
+@torch.no_grad()
+def _again(scheduler: SchedulerMixin, after: Tensor, t: int, generator) -> Tensor:
+    """A step's result taken back to its level: ``√α·x' + √(1-α)·z``."""
+    now, then = schedulers.alpha_bars(scheduler, t)
+    alpha = now / then
+    noise = randn_tensor(after.shape, generator=generator, device=after.device, dtype=after.dtype)
+    return alpha**0.5 * after + (1 - alpha) ** 0.5 * noise
+
+
+def _merged(rows: list[dict | None]) -> dict | None:
+    """The trace of a step over its runs: the last run's, with everything skipped and every second."""
+    if rows[-1] is None:
+        return None
+    return rows[-1] | {name: sum(row[name] for row in rows) for name in ("skipped", "seconds")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +174,10 @@ class _Loop:
     denoiser: Denoiser
     scheduler: SchedulerMixin
     arguments: dict
+    eta: float
+
+    def runs(self, index: int, total: int) -> int:
+        return 1
 
     def context(self) -> contextlib.AbstractContextManager:
         return torch.no_grad()
@@ -162,10 +198,11 @@ class _GuidedLoop(_Loop):
 
     objective: Callable[[Tensor], Tensor]
     guidance: Guidance
-    eta: float
-    generator: torch.Generator | list[torch.Generator] | None
     checkpointing: bool
     measure: bool
+
+    def runs(self, index: int, total: int) -> int:
+        return self.guidance.runs(index, total)
 
     def context(self) -> contextlib.AbstractContextManager:
         return frozen(self.denoiser, checkpointing=self.checkpointing)
@@ -175,41 +212,33 @@ class _GuidedLoop(_Loop):
         if not strength or level.signal < LEAST_SIGNAL * level.noise:
             with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
                 return super().step(x, t, level, index, total)
-        row = {"index": index, "timestep": int(t), "noise": level.noise, "strength": strength}
         began = time.perf_counter()
         if x.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(x.device)
-        x, clean, found = self.guided(x, t, level, strength, self.guidance.runs(index, total))
-        row |= found | {"seconds": time.perf_counter() - began}
-        if x.device.type == "cuda":
-            row["peak_bytes"] = torch.cuda.max_memory_allocated(x.device)
-        return x, clean, row
-
-    def guided(self, x: Tensor, t: Tensor, level: Level, strength: float, runs: int) -> tuple[Tensor, Tensor, dict]:
-        """A guided step, run ``runs`` times with new noise between the runs."""
-        skipped = 0
-        for run in range(runs):
-            here = Situation(self.denoiser, self.scheduler, self.objective, x, t, level, self.eta)
-            found = guide(here, self.guidance, strength)
-            skipped += int(found.skipped.sum())
-            shifted = dataclasses.replace(found.output, prediction=found.prediction)
-            with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
-                after = self.advance(shifted.whole, t, x)
-                if run + 1 < runs:
-                    alpha = schedulers.transition(self.scheduler, int(t), self.eta, found.output.variance).alpha
-                    noise = randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-                    x = alpha**0.5 * after + (1 - alpha) ** 0.5 * noise
+        here = Situation(self.denoiser, self.scheduler, self.objective, x, t, level, self.eta)
+        found = guide(here, self.guidance, strength)
+        shifted = dataclasses.replace(found.output, prediction=found.prediction)
+        with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
+            after = self.advance(shifted.whole, t, x)
         row = {
+            "index": index,
+            "timestep": int(t),
+            "noise": level.noise,
+            "strength": strength,
             "loss": found.loss.tolist(),
-            "loss_after": None,
+            "loss_after": self.loss(found.clean) if self.measure else None,
             "gradient_norm": found.gradient_norm.tolist(),
             "movement": found.movement.tolist(),
-            "skipped": skipped,
+            "skipped": int(found.skipped.sum()),
         }
-        if self.measure:
-            with torch.no_grad():
-                row["loss_after"] = self.objective(self.denoiser.space.decode(found.clean)).tolist()
+        row["seconds"] = time.perf_counter() - began
+        if x.device.type == "cuda":
+            row["peak_bytes"] = torch.cuda.max_memory_allocated(x.device)
         return after, found.clean, row
+
+    @torch.no_grad()
+    def loss(self, clean: Tensor) -> list[float]:
+        return self.objective(self.denoiser.space.decode(clean)).tolist()
 
     def clipping(self, allowed: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if allowed else schedulers.without_clipping(self.scheduler)

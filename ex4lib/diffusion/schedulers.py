@@ -113,7 +113,6 @@ class Transition:
     for DDIM at η = 1, this is ``β / (√α √(1-ᾱ))``.
     """
 
-    alpha: float  # ᾱ / ᾱ'
     response: float
     variance: float | Tensor
 
@@ -125,18 +124,24 @@ def transition(scheduler: SchedulerMixin, t: int, eta: float, learned: Tensor | 
         ValueError: another scheduler, whose step depends on earlier ones or has no variance.
     """
     require_memoryless(scheduler)
-    now = float(scheduler.alphas_cumprod[t])
+    now, then = alpha_bars(scheduler, t)
     if is_a(scheduler, "DDPMScheduler"):
-        before = int(scheduler.previous_timestep(t))
-        then = float(scheduler.alphas_cumprod[before]) if before >= 0 else 1.0
         variance = _ddpm_variance(scheduler, t, now, then, learned)
         response = (1 - now / then) / math.sqrt(now / then * (1 - now))
     else:
-        before = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        then = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
         variance = eta**2 * (1 - then) / (1 - now) * (1 - now / then)
         response = math.sqrt(then * (1 - now) / now) - math.sqrt(max(1 - then - variance, 0))
-    return Transition(now / then, response, variance)
+    return Transition(response, variance)
+
+
+def alpha_bars(scheduler: SchedulerMixin, t: int) -> tuple[float, float]:
+    """ᾱ before a step of DDPM or DDIM from timestep ``t``, and ᾱ' after it."""
+    if is_a(scheduler, "DDPMScheduler"):
+        before, clean = int(scheduler.previous_timestep(t)), 1.0
+    else:
+        stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        before, clean = t - stride, float(scheduler.final_alpha_cumprod)
+    return float(scheduler.alphas_cumprod[t]), float(scheduler.alphas_cumprod[before]) if before >= 0 else clean
 
 
 def _ddpm_variance(scheduler, t: int, now: float, then: float, learned: Tensor | None) -> float | Tensor:

@@ -1,0 +1,175 @@
+"""Pictures that are two: visual anagrams and hybrid images, as denoisers made of denoisers.
+
+Both combine the predictions of several prompts at every step; everything else is `sampling.sample`, guidance included.
+They belong into pixels: the latents of an autoencoder do not turn and blur as pictures do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from ex4lib.diffusion.denoisers import Denoiser, Output
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An orthogonal map of pictures: a permutation of pixels, or its negative, so that noise stays N(0, I).
+
+    ``permute`` and ``restore`` are inverse to each other on ``(B, C, H, W)``, whatever is in the channels.
+    """
+
+    name: str
+    permute: Callable[[Tensor], Tensor]
+    restore: Callable[[Tensor], Tensor]
+    sign: float = 1.0
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.sign * self.permute(x)
+
+    def invert(self, x: Tensor) -> Tensor:
+        return self.sign * self.restore(x)
+
+    def shown(self, image: Tensor) -> Tensor:
+        """The view of an image in [0, 1]: negation is about grey."""
+        permuted = self.permute(image)
+        return permuted if self.sign > 0 else 1 - permuted
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _upside_down(x: Tensor) -> Tensor:
+    return x.flip(-2)
+
+
+def _turned(x: Tensor) -> Tensor:
+    return x.flip(-1, -2)
+
+
+def _inner_turned(x: Tensor) -> Tensor:
+    """The largest centred disc turned by 180 degrees; its pixels map onto each other exactly."""
+    height, width = x.shape[-2:]
+    rows = torch.arange(height, device=x.device) - (height - 1) / 2
+    columns = torch.arange(width, device=x.device) - (width - 1) / 2
+    disc = rows[:, None] ** 2 + columns[None] ** 2 < (0.4 * min(height, width)) ** 2
+    return torch.where(disc, x.flip(-1, -2), x)
+
+
+IDENTITY = View("identity", _same, _same)
+#: Mirrored top to bottom: what the course calls flipping upside down. Not a rotation.
+FLIP = View("vertical flip", _upside_down, _upside_down)
+ROTATION = View("180° rotation", _turned, _turned)
+NEGATION = View("colour negation", _same, _same, sign=-1.0)
+INNER_CIRCLE = View("inner circle", _inner_turned, _inner_turned)
+
+
+def patches(count: int = 4, seed: int = 0) -> View:
+    """The ``count × count`` patches of a picture, shuffled. Sides must be divisible by ``count``."""
+    order = torch.randperm(count**2, generator=torch.Generator().manual_seed(seed))
+
+    def shuffle(x: Tensor, order: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % count or width % count:
+            raise ValueError(f"a picture of {height} x {width} pixels has no {count} x {count} equal patches")
+        blocks = F.unfold(x, (height // count, width // count), stride=(height // count, width // count))
+        return F.fold(
+            blocks[..., order.to(x.device)],
+            (height, width),
+            (height // count, width // count),
+            stride=(height // count, width // count),
+        )
+
+    return View(f"{count} x {count} patches", lambda x: shuffle(x, order), lambda x: shuffle(x, order.argsort()))
+
+
+class _Composite:
+    """What the rest of the library asks of a denoiser, answered by the first of several."""
+
+    def __init__(self, denoisers: Sequence[Denoiser]):
+        if len(denoisers) < 2:
+            raise ValueError(f"at least two denoisers are needed, got {len(denoisers)}")
+        self.denoisers = tuple(denoisers)
+        first = self.denoisers[0]
+        self.space, self.embeddings, self.guidance_scale = first.space, first.embeddings, first.guidance_scale
+        self.unet = nn.ModuleList({id(each.unet): each.unet for each in self.denoisers}.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoisers[0].dtype
+
+
+class Anagram(_Composite):
+    """One picture, another prompt from another view: ``ε = mean_k V_k⁻¹ ε_k(V_k x)``.
+
+    Each ε_k is guided by its own prompt first. Variance channels are brought back as well, without the sign.
+
+    Source: Geng et al., "Visual Anagrams: Generating Multi-View Optical Illusions with Diffusion Models" (2024).
+
+    Arguments:
+        denoisers: the same U-Net told one prompt each.
+        views: one for each, usually `IDENTITY` first.
+    """
+
+    def __init__(self, denoisers: Sequence[Denoiser], views: Sequence[View]):
+        super().__init__(denoisers)
+        if len(views) != len(self.denoisers):
+            raise ValueError(f"there must be one view for each denoiser, got {len(views)} and {len(self.denoisers)}")
+        self.views = tuple(views)
+
+    def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
+        seen = [
+            (view, denoiser(view.apply(sample), timestep))
+            for view, denoiser in zip(self.views, self.denoisers, strict=True)
+        ]
+        return Output(
+            torch.stack([view.invert(output.prediction) for view, output in seen]).mean(0),
+            _mean([None if output.variance is None else view.restore(output.variance) for view, output in seen]),
+            _mean([None if output.correction is None else view.invert(output.correction) for view, output in seen]),
+        )
+
+
+class Hybrid(_Composite):
+    """One prompt from afar, another from near: ``ε = lowpass(ε_far) + highpass(ε_near)``.
+
+    The low pass is a Gaussian blur of σ = 2H/64 (33 pixels wide at 64), the high pass what it leaves, so that the two
+    add up to the identity. Variances are averaged, unfiltered.
+
+    Source: Geng et al., "Factorized Diffusion: Perceptual Illusions by Noise Decomposition" (2024).
+    """
+
+    def __init__(self, far: Denoiser, near: Denoiser, *, sigma: float | None = None):
+        super().__init__([far, near])
+        self.sigma = sigma
+
+    def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
+        far, near = (denoiser(sample, timestep) for denoiser in self.denoisers)
+
+        def joined(low: Tensor | None, high: Tensor | None) -> Tensor | None:
+            if low is None or high is None:
+                return None
+            return low_pass(low, self.sigma) + high - low_pass(high, self.sigma)
+
+        return Output(
+            joined(far.prediction, near.prediction),
+            _mean([far.variance, near.variance]),
+            joined(far.correction, near.correction),
+        )
+
+
+def low_pass(x: Tensor, sigma: float | None = None) -> Tensor:
+    """Gaussian blur with reflected borders; by default σ = 2H/64, in a window of 33H/64 ≥ 3 pixels, made odd."""
+    height = x.shape[-2]
+    sigma = 2 * height / 64 if sigma is None else sigma
+    window = max(3, int(33 / 2 * sigma) // 2 * 2 + 1)
+    return gaussian_blur(x, [min(window, height // 2 * 2 - 1)] * 2, [sigma] * 2)
+
+
+def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
+    return None if any(part is None for part in parts) else torch.stack(list(parts)).mean(0)

@@ -1,0 +1,179 @@
+"""SDEdit and inpainting on a U-Net of random weights, and the course's stepping against diffusers."""
+
+import diffusers
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ex4lib.diffusion import editing, schedulers
+from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
+from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.process import Level, posterior_mean, posterior_variance, strided_timesteps
+from ex4lib.diffusion.sampling import finish, sample
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16, block_out_channels=(16, 32), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=8,
+    )  # fmt: skip
+    return Denoiser(unet.eval().requires_grad_(False), Pixels())
+
+
+class Oracle:
+    """A denoiser that knows the clean picture."""
+
+    embeddings, guidance_scale, dtype = None, 1.0, torch.float32
+    space, unet = Pixels(), torch.nn.Identity()
+
+    def __init__(self, clean, scheduler, steps):
+        timed = schedulers.timed(scheduler, steps)
+        self.clean = clean
+        self.levels = {int(t): level for t, level in zip(timed.timesteps, schedulers.levels(timed), strict=True)}
+
+    def __call__(self, x, t):
+        level = self.levels[int(t)]
+        return Output((x - level.signal * self.clean) / level.noise)
+
+
+def ddpm():
+    return diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_courses_timesteps():
+    steps = strided_timesteps()
+    assert len(steps) == 34 and steps[0] == 990 and steps[-1] == 0 and steps[10] == 690
+    assert [steps[i] for i in (1, 3, 5, 7, 10, 20)] == [960, 900, 840, 780, 690, 390]
+    with pytest.raises(ValueError, match="first must be a positive multiple of stride, got 990 and 40"):
+        strided_timesteps(40)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
+def test_equation_3_is_the_schedulers_step(variance_type, generator, monkeypatch):
+    """Strides, ᾱ ratios and the learned variance, against diffusers to rounding."""
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=False, variance_type=variance_type
+    )
+    steps = strided_timesteps()
+    timed = schedulers.timed(scheduler, steps)
+    levels = [*schedulers.levels(timed), Level(1.0, 0.0)]
+    x, output, extra, noise = torch.randn(4, 1, 3, 6, 6, generator=generator, dtype=torch.float64)
+    extra = extra.tanh()
+    whole = torch.cat([output, extra], 1) if variance_type == "learned_range" else output
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)
+    for i, t in enumerate(timed.timesteps):
+        clean = levels[i].clean(x, output, "epsilon")
+        variance = torch.as_tensor(posterior_variance(levels[i], levels[i + 1]), dtype=x.dtype)
+        if variance_type == "learned_range":
+            variance = schedulers.transition(timed, int(t), 0.0, extra).variance
+        expected = posterior_mean(levels[i], levels[i + 1], clean, x) + (variance.sqrt() * noise if t > 0 else 0)
+        found = timed.step(whole, t, x).prev_sample
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)  # diffusers keeps ᾱ in float32
+
+
+def test_denoising_from_a_late_start_keeps_the_picture(denoiser, picture):
+    image = picture(16, 16, dtype=torch.float32)
+    distances = []
+    for start in (2, 10, 18):
+        step, _ = finish(editing.edit(denoiser, ddpm(), image, start=start, steps=20, generator=seeded()))
+        distances.append((step.sample_image - image).square().mean().item())
+    assert distances == sorted(distances, reverse=True)
+
+
+@pytest.mark.parametrize("scheduler", [ddpm(), diffusers.EulerDiscreteScheduler(), diffusers.UniPCMultistepScheduler()])
+def test_sdedit_with_an_oracle_returns_the_picture(scheduler, picture):
+    image = picture(16, 16, dtype=torch.float32)
+    oracle = Oracle(2 * image - 1, scheduler, 20)
+    step, _ = finish(editing.edit(oracle, scheduler, image, start=8, steps=20, generator=seeded()))
+    torch.testing.assert_close(step.sample_image, image, atol=0.02, rtol=0)
+
+
+def test_inpainting_keeps_known_pixels_bit_for_bit_and_draws_the_others(denoiser, picture):
+    image = picture(16, 16, dtype=torch.float32)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    loops = [editing.inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded(seed)) for seed in (0, 0, 1)]
+    first, again, other = (finish(loop)[0].sample_image for loop in loops)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    outside = (mask == 0).expand_as(image)
+    assert torch.equal(first[outside], image[outside])
+    assert (first - image)[~outside].abs().mean() > 0.05
+
+
+def test_a_mask_of_ones_is_sampling_from_noise(denoiser, picture):
+    """m = 1 regenerates: nothing of the picture is left."""
+    mask = torch.ones(1, 1, 16, 16)
+    drawn = [
+        finish(editing.inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded()))[0].sample
+        for image in (picture(16, 16, dtype=torch.float32), picture(16, 16, dtype=torch.float32))
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1])
+
+
+def test_repeats_make_more_steps_and_need_a_scheduler_without_memory(denoiser, picture, monkeypatch):
+    image, mask = picture(16, 16, dtype=torch.float32), torch.ones(1, 1, 16, 16)
+    calls = []
+    original = Denoiser.__call__
+    monkeypatch.setattr(Denoiser, "__call__", lambda *args: calls.append(1) or original(*args))
+    steps = list(editing.inpaint(denoiser, ddpm(), image, mask, steps=4, repeats=3, generator=seeded()))
+    assert len(steps) == 4 and len(calls) == 12
+    with pytest.raises(ValueError, match="repeating steps needs a scheduler without memory"):
+        editing.inpaint(denoiser, diffusers.PNDMScheduler(skip_prk_steps=True), image, mask, repeats=2)
+
+
+def test_noise_between_repeats_keeps_the_level(picture):
+    """With an oracle, a sample stays x = a·x0 + b·ε with unit ε however often its step is run."""
+    image = picture(16, 16, batch=64, dtype=torch.float32)
+    clean, scheduler = 2 * image - 1, ddpm()
+    seen = []
+
+    class Watching(Oracle):
+        def __call__(self, x, t):
+            output = super().__call__(x, t)
+            seen.append(output.prediction.std().item())
+            return output
+
+    x = editing.noised(Watching(clean, scheduler, 10), scheduler, image, steps=10, start=3, generator=seeded())
+    finish(sample(Watching(clean, scheduler, 10), scheduler, x, steps=10, start=3, repeats=4, generator=seeded(1)))
+    assert all(abs(deviation - 1) < 0.05 for deviation in seen) and len(seen) == 28
+
+
+def test_a_style_guides_an_edit(denoiser, picture):
+    image, target = picture(16, 16, dtype=torch.float32), picture(16, 16, dtype=torch.float32)
+    ends = []
+    for scale in (0.0, 0.5):
+        loop = editing.edit(
+            denoiser, ddpm(), image, start=5, steps=20, generator=seeded(), guidance=Guidance(scale),
+            objective=lambda x: (x - target).square().sum((1, 2, 3)),
+        )  # fmt: skip
+        ends.append((finish(loop)[0].sample_image - target).square().mean())
+    assert ends[1] < ends[0]
+
+
+def test_seam_ratio_sees_a_seam():
+    generator = torch.Generator().manual_seed(0)
+    image = 0.1 * torch.rand(1, 3, 32, 32, generator=generator)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    assert editing.seam_ratio(image, mask) == pytest.approx(1, abs=0.15)
+    assert editing.seam_ratio(image + 0.5 * mask, mask) > 5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, x: editing.edit(d, ddpm(), x, start=50, steps=50), "start must be between 0 and 49, got 50"),
+        (lambda d, x: editing.inpaint(d, ddpm(), x, torch.ones(1, 1, 8, 8)), r"image's size \(16, 16\), got"),
+        (lambda d, x: editing.inpaint(d, ddpm(), x, 0.5 * torch.ones(1, 1, 16, 16)), "mask must be 0 or 1"),
+        (lambda d, x: editing.edit(d, ddpm(), x + 3, start=5), "image must lie in"),
+    ],
+)
+def test_wrong_input_is_refused(call, message, denoiser, picture):
+    with pytest.raises(ValueError, match=message):
+        call(denoiser, picture(16, 16, dtype=torch.float32))
