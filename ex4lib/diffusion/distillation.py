@@ -1,0 +1,146 @@
+"""Score distillation: a picture, or anything that renders one, optimised by a diffusion model's score.
+
+θ are the parameters of a canvas, ``x0 = g(θ)`` the clean sample it renders. A rule of `scores` gives the gradient in
+x0; `distil` carries it on through g.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import Tensor, nn
+
+
+class Rule(Protocol):
+    """The gradient in x0 ``(B, C, H, W)`` at a timestep; noise comes from the generator."""
+
+    scheduler: SchedulerMixin
+
+    def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor: ...
+
+
+class Canvas(nn.Module):
+    """θ = x0 itself: latents, or pixels in [-1, 1]."""
+
+    def __init__(self, initial: Tensor):
+        super().__init__()
+        self.sample = nn.Parameter(initial.detach().clone())
+
+    def forward(self) -> Tensor:
+        return self.sample
+
+
+class CoordinateNetwork(nn.Module):
+    """θ are the weights of a network from places to values: Fourier features and an MLP, at any resolution.
+
+    Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (2020), equation 5.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], *, features: int = 64, width: int = 128, scale: float = 4.0, seed=0
+    ):
+        super().__init__()
+        channels, height, width_px = shape
+        draw = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", scale * torch.randn(2, features, generator=draw))
+        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width_px)
+        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+        angles = math.pi * grid.flatten(0, 1) @ self.frequencies
+        self.register_buffer("encoded", torch.cat([angles.sin(), angles.cos()], 1))
+        self.shape = shape
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Linear(2 * features, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, channels),
+            )
+
+    def forward(self) -> Tensor:
+        return self.layers(self.encoded).T.reshape(1, *self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One update. ``gradient_rms`` is that of the rule in x0, ``loss`` the objective's ``(B,)`` if there is one."""
+
+    index: int
+    total: int
+    timestep: int
+    gradient_rms: float
+    loss: Tensor | None
+    clean: Tensor
+    _render: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
+
+    @property
+    def image(self) -> Tensor:
+        return self._render(self.clean)
+
+
+def distil(
+    rule: Rule,
+    canvas: nn.Module,
+    space,
+    *,
+    steps: int = 500,
+    learning_rate: float = 0.1,
+    warm_up: int = 100,
+    t_range: tuple[float, float] = (0.02, 0.98),
+    objective: Callable[[Tensor], Tensor] | None = None,
+    objective_weight: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """Optimise what a canvas renders; yields a `Step` after each update.
+
+    The loss is ``½ ‖x0 - (x0 - gradient).detach()‖²``, whose gradient in x0 is the rule's. AdamW without decay, its
+    rate on a cosine of 1.5 × ``steps`` after ``warm_up``, as in the KAIST assignment.
+
+    Arguments:
+        canvas: a module that takes nothing and gives x0 ``(B, C, H, W)``.
+        space: `denoisers.Pixels` or `denoisers.Latents`, to look at x0 and for the objective.
+        t_range: timesteps are drawn between these fractions of all.
+        objective: images -> losses ``(B,)``, added with ``objective_weight``: style-guided distillation.
+
+    Raises:
+        ValueError: no steps, or a range of timesteps that is empty.
+    """
+    count = rule.scheduler.config.num_train_timesteps
+    low, high = int(t_range[0] * count), min(int(t_range[1] * count), count - 1)
+    if steps < 1 or not 0 <= low <= high:
+        raise ValueError(f"steps must be at least 1 and t_range rising within [0, 1], got {steps} and {t_range}")
+    return _updates(
+        rule, canvas, space, steps, learning_rate, warm_up, (low, high), objective, objective_weight, generator
+    )
+
+
+def _updates(rule, canvas, space, steps, rate, warm_up, between, objective, weight, generator) -> Iterator[Step]:
+    optimiser = torch.optim.AdamW(canvas.parameters(), lr=rate, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimiser, warm_up, int(1.5 * steps))
+    where = generator.device if generator is not None else "cpu"
+    for index in range(steps):
+        t = int(torch.randint(between[0], between[1] + 1, (), generator=generator, device=where))
+        with torch.enable_grad():
+            clean = canvas()
+            gradient = rule.gradient(clean.detach(), t, generator)
+            loss = 0.5 * (clean - (clean - gradient).detach()).square().sum()
+            value = None
+            if objective is not None:
+                value = objective(space.decode(clean))
+                loss = loss + weight * value.sum()
+            gradients = torch.autograd.grad(loss, list(canvas.parameters()))
+        for parameter, own in zip(canvas.parameters(), gradients, strict=True):
+            parameter.grad = own
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            clean = canvas().detach().clone()
+        rms = gradient.square().mean().sqrt().item()
+        yield Step(index, steps, t, rms, None if value is None else value.detach(), clean, space.render)

@@ -1,0 +1,228 @@
+"""Gradients of score distillation against their formulas, coefficients against closed forms, signs against a wish."""
+
+import diffusers
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
+from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil
+from ex4lib.diffusion.process import Level, posterior_mean
+from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, literal_coefficient, tweedie_coefficients
+
+D = torch.float64
+SCHEDULERS = {
+    prediction: diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, clip_sample=False
+    )
+    for prediction in ("epsilon", "v_prediction")
+}
+SCHEDULER = SCHEDULERS["epsilon"]
+
+
+class Wish:
+    """A denoiser that believes in one clean sample."""
+
+    space = Pixels()
+
+    def __init__(self, clean, scheduler=SCHEDULER):
+        self.clean, self.scheduler = clean, scheduler
+
+    def __call__(self, x, t):
+        level = Level.preserving(float(self.scheduler.alphas_cumprod[int(t)]))
+        noise = (x - level.signal * self.clean) / level.noise
+        if self.scheduler.config.prediction_type == "v_prediction":
+            noise = level.signal * noise - level.noise * self.clean
+        return Output(noise)
+
+
+class Odd:
+    """A denoiser that is nothing in particular, but smooth."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x, t):
+        return Output(torch.sin(self.factor * x) + 0.1 * x)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def samples():
+    return torch.randn(2, 2, 3, 4, 4, generator=seeded(5), dtype=D)
+
+
+@pytest.mark.parametrize("prediction", SCHEDULERS)
+@pytest.mark.parametrize("weight", ["constant", "variance"])
+def test_sds_is_its_formula(prediction, weight, samples):
+    """With a wish w: ε̂ - z = √ᾱ (x0 - w) / √(1-ᾱ), whatever is predicted."""
+    scheduler, (clean, wish) = SCHEDULERS[prediction], samples
+    rule = SDS(Wish(wish, scheduler), scheduler, weight)
+    for t in (20, 500, 980):
+        a = scheduler.alphas_cumprod[t].double()
+        expected = (1.0 if weight == "constant" else 1 - a) * (a / (1 - a)).sqrt() * (clean - wish)
+        torch.testing.assert_close(rule.gradient(clean, t, seeded()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_update_is_the_rules_gradient_and_takes_none_through_the_unet(samples):
+    clean, _ = samples
+    canvas = Canvas(clean)
+    weights = torch.nn.Parameter(torch.ones((), dtype=D))
+
+    class Weighted:
+        def __call__(self, x, t):
+            return Output(weights * torch.tanh(x))
+
+    rule = SDS(Weighted(), SCHEDULER)
+    next(distil(rule, canvas, Pixels(), steps=1, warm_up=0, generator=seeded()))
+    generator = seeded()
+    t = int(torch.randint(20, 981, (), generator=generator))
+    torch.testing.assert_close(canvas.sample.grad, rule.gradient(clean, t, generator))
+    assert weights.grad is None
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pds_in_the_tweedie_form_is_psi_and_chi(stride, samples):
+    clean, source = samples
+    target_net, source_net = Odd(1.3), Odd(0.7)
+    rule = PDS(target_net, source_net, source, SCHEDULER, "tweedie", stride)
+    for t in (21, 101, 501, 979):
+        now = Level.preserving(float(SCHEDULER.alphas_cumprod[t]))
+        z = torch.randn(clean.shape, generator=seeded(), dtype=D)
+        difference = target_net(now.diffuse(clean, z), t).prediction - source_net(now.diffuse(source, z), t).prediction
+        psi, chi = tweedie_coefficients(SCHEDULER, t, stride)
+        expected = psi * (clean - source) + chi * difference
+        torch.testing.assert_close(rule.gradient(clean, t, seeded()), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_psi_vanishes_with_consistent_timesteps_and_is_the_published_codes_with_stride_2():
+    assert all(abs(tweedie_coefficients(SCHEDULER, t)[0]) < 1e-9 for t in range(20, 981, 40))
+    found = [tweedie_coefficients(SCHEDULER, t, 2) for t in (21, 51, 101, 201, 501, 979)]
+    assert [psi for psi, _ in found] == pytest.approx([1.61, 0.65, 0.31, 0.14, 0.03, 0.004], rel=0.12)
+    assert [chi for _, chi in found] == pytest.approx([0.23, 0.15, 0.12, 0.09, 0.08, 0.11], rel=0.12)
+    assert all(chi > 0 for _, chi in found)
+
+
+def test_the_posterior_mean_behind_it_is_the_process_s(samples):
+    clean, noise = samples
+    now, then = (Level.preserving(float(SCHEDULER.alphas_cumprod[t])) for t in (300, 299))
+    x = now.diffuse(clean, noise)
+    alpha = now.alpha_bar / then.alpha_bar
+    by_hand = (then.signal * (1 - alpha) * clean + alpha**0.5 * (1 - then.alpha_bar) * x) / (1 - now.alpha_bar)
+    torch.testing.assert_close(posterior_mean(now, then, clean, x), by_hand)
+
+
+def test_pds_in_the_literal_form_is_c_times_the_difference_of_the_noises(samples):
+    clean, source = samples
+    target_net, source_net = Odd(1.3), Odd(0.7)
+    rule = PDS(target_net, source_net, source, SCHEDULER, "literal")
+    for t in (20, 400, 979):
+        now = Level.preserving(float(SCHEDULER.alphas_cumprod[t]))
+        z = torch.randn(clean.shape, generator=seeded(), dtype=D)
+        difference = target_net(now.diffuse(clean, z), t).prediction - source_net(now.diffuse(source, z), t).prediction
+        c = literal_coefficient(SCHEDULER, t)
+        torch.testing.assert_close(rule.gradient(clean, t, seeded()), c * difference, rtol=1e-5, atol=1e-7)
+    assert 4 < literal_coefficient(SCHEDULER, 979) < literal_coefficient(SCHEDULER, 400) < 30
+
+
+RULES = {
+    "sds": lambda wish, source: SDS(Wish(wish), SCHEDULER),
+    "dds": lambda wish, source: DDS(Wish(wish), Wish(source), source, SCHEDULER),
+    "pds": lambda wish, source: PDS(Wish(wish), Wish(source), source, SCHEDULER),
+    "pds, stride 2": lambda wish, source: PDS(Wish(wish), Wish(source), source, SCHEDULER, stride=2),
+    "pds, literal": lambda wish, source: PDS(Wish(wish), Wish(source), source, SCHEDULER, "literal"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_goes_towards_the_wish(name, samples):
+    source, wish = samples
+    canvas = Canvas(source)
+    distances = [
+        (step.clean - wish).square().mean().item()
+        for step in distil(RULES[name](wish, source), canvas, Pixels(), steps=60, warm_up=5, generator=seeded())
+    ]
+    assert distances[-1] < (0.3 if "stride" in name else 0.1) * distances[0]  # ψ > 0 holds on to the source
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "sds"])
+def test_an_edit_to_what_is_there_already_is_none(name, samples):
+    source, wish = samples
+    rule = RULES[name](wish, source)
+    rule.source_denoiser = rule.denoiser
+    assert rule.gradient(source, 300, seeded()).abs().max() < 1e-9
+
+
+@pytest.fixture
+def unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=12, attention_head_dim=2,
+    ).eval()  # fmt: skip
+
+
+def test_vsd_starts_at_zero_learns_and_leaves_the_unet_as_it_was(unet):
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    told, free, clean = (torch.randn(1, *shape, generator=seeded()) for shape in ((5, 12), (5, 12), (3, 8, 8)))
+    plain = VSD(Denoiser(unet, Pixels(), embeddings=told), SCHEDULER)
+    assert plain.gradient(clean, 400, seeded()).abs().max() == 0  # an untrained adapter at γ = 1
+    for _ in range(5):
+        later = plain.gradient(clean, 400, seeded(1))
+    assert later.abs().max() > 0
+    plain.close()
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    guided = VSD(Denoiser(unet, Pixels(), embeddings=told, negative=free, guidance_scale=7.5), SCHEDULER)
+    x = Level.preserving(float(SCHEDULER.alphas_cumprod[400])).diffuse(
+        clean, torch.randn(clean.shape, generator=seeded())
+    )
+    output = guided.denoiser(x, 400)
+    first = guided.gradient(clean, 400, seeded())
+    weight = 1 - float(SCHEDULER.alphas_cumprod[400])
+    torch.testing.assert_close(first, weight * 6.5 * output.correction, rtol=1e-3, atol=1e-5)  # γ - 1 of it
+    guided.close()
+
+
+def test_a_network_of_coordinates_is_a_canvas_too(samples):
+    wish = torch.zeros(1, 3, 8, 8)
+    wish[..., 4:] = 1
+    canvas = CoordinateNetwork((3, 8, 8))
+    steps = list(distil(SDS(Wish(wish), SCHEDULER), canvas, Pixels(), steps=150, learning_rate=0.01, warm_up=5,
+                        generator=seeded()))  # fmt: skip
+    assert steps[-1].image.shape == (1, 3, 8, 8)
+    assert (steps[-1].clean - wish).square().mean() < 0.1 * (steps[0].clean - wish).square().mean()
+
+
+def test_an_objective_joins_in(samples):
+    wish = torch.zeros(1, 3, 8, 8)
+    darker = {}
+    for weight in (0.0, 300.0):
+        loop = distil(SDS(Wish(wish), SCHEDULER), Canvas(wish), Pixels(), steps=40, warm_up=2, generator=seeded(),
+                      objective=lambda image: image.square().mean((1, 2, 3)), objective_weight=weight)  # fmt: skip
+        darker[weight] = list(loop)[-1].image.mean()
+    assert darker[300.0] < darker[0.0] - 0.1
+
+
+def test_the_same_seed_gives_the_same_picture(samples):
+    clean, wish = samples
+    ends = [
+        list(distil(SDS(Wish(wish), SCHEDULER), Canvas(clean), Pixels(), steps=5, generator=seeded(seed)))[-1].clean
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def test_wrong_input_is_refused(samples):
+    clean, wish = samples
+    rule = SDS(Wish(wish), SCHEDULER)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        distil(rule, Canvas(clean), Pixels(), steps=0)
+    with pytest.raises(ValueError, match="t_range rising"):
+        distil(rule, Canvas(clean), Pixels(), t_range=(0.9, 0.1))
+    with pytest.raises(ValueError, match="form must be tweedie or literal"):
+        PDS(Wish(wish), Wish(wish), clean, SCHEDULER, "other")
