@@ -30,6 +30,7 @@ from .recipe import Recipe
 from .recipes import RECIPES
 
 SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
+SHOW_EVERY = 1200.0  # seconds: a grid of samples costs about a minute
 PAUSE = 5.0  # seconds: a step that takes longer was interrupted
 WARM_UP = 200  # steps
 SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
@@ -153,7 +154,7 @@ def train(name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: 
                 file.write(json.dumps(entry) + "\n")
             bar.set_postfix(loss=f"{mean:.4f}")
             saved = now
-        if now - shown > 300:
+        if now - shown > SHOW_EVERY:
             _show(name, training)
             shown = time.monotonic()
     bar.close()
