@@ -120,10 +120,19 @@ def checkpoint_path(name: str) -> Path:
     return cache_dir() / "checkpoints" / f"{name}.pt"
 
 
-def train(name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: bool = False, steps: int = 0) -> None:
+def train(
+    name: str,
+    minutes: float,
+    resume: bool,
+    lr_scale: float = 1.0,
+    fade: bool = False,
+    steps: int = 0,
+    compiled: bool = False,
+) -> None:
     """Train `name` for `minutes`, or for `steps` if that is sooner.
 
-    `fade` lowers the learning rate to nothing over the second half.
+    `fade` lowers the learning rate to nothing over the second half; `compiled` fuses the network's operations
+    (torch.compile), which takes minutes before the first step and makes the U-Nets 1.6 times as fast on a CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, path = Training(name, RECIPES[name](), device), checkpoint_path(name)
@@ -131,6 +140,8 @@ def train(name: str, minutes: float, resume: bool, lr_scale: float = 1.0, fade: 
         training.load(path)
     elif resume:
         training.warm_start()
+    if compiled:
+        training.net.compile()
     first = training.step
     log = path.with_suffix(".jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +191,7 @@ def main(
     steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
     lr_scale: Annotated[float, typer.Option(help="factor on the learning rate")] = 1.0,
     fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for long runs")] = False,
     only: Annotated[str, typer.Option(help="export or evaluate only this model")] = "",
 ) -> None:
     """Train, export or evaluate the embedded models."""
@@ -195,7 +207,7 @@ def main(
 
         evaluate(only)
     elif model in RECIPES:
-        train(model, minutes, resume, lr_scale, fade, steps)
+        train(model, minutes, resume, lr_scale, fade, steps, compiled)
     else:
         raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, export, evaluate.")
 
