@@ -19,15 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+def execute(path: Path, timeout: int | None = None) -> nbformat.NotebookNode:
     """Run all cells of a notebook in its own folder and return it, without widget state.
+
+    Arguments:
+        timeout: seconds that a cell may take.
 
     Raises:
         RuntimeError: a cell or a widget callback failed.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     )
     try:
         client.execute()

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import vgg
 
 from ex4lib import models
-from ex4lib.features import BLOCKS, VGG
+from tests.random_models import random_network
 
 torch.set_num_threads(1)  # one count for all machines, and no waiting for each other on busy ones
 
@@ -28,19 +28,6 @@ def generator():
 def offline():
     """The offline VGG-16 with its real weights."""
     return models.features("vgg16-hed", where="cpu")
-
-
-def random_network(architecture="vgg19", channels=(4, 5, 6, 6, 6), seed=0, **options):
-    """A narrow VGG with random float64 weights that keep activations near one."""
-    draw = torch.Generator().manual_seed(seed)
-    convolutions, before = [], 3
-    for depth, width in zip(BLOCKS[architecture], channels, strict=True):
-        for _ in range(depth):
-            weight = torch.randn(width, before, 3, 3, generator=draw, dtype=torch.float64) * (2 / (9 * before)) ** 0.5
-            convolutions.append((weight, 0.1 * torch.randn(width, generator=draw, dtype=torch.float64)))
-            before = width
-    network = VGG(architecture, convolutions, mean=models.IMAGENET_MEAN, std=models.IMAGENET_STD, **options)
-    return network.double()
 
 
 @pytest.fixture

@@ -4,23 +4,18 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
 
 from ex4lib import drawings, metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
-from tests.conftest import random_network
-from tests.test_judge import folder  # noqa: F401
+from ex4lib.judge import Judge
+from tests.random_models import random_network, save_ddpm, save_judge
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    torch.manual_seed(1)
-    unet = UNet2DModel(
-        sample_size=16, block_out_channels=(16, 32), down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=8,
-    )  # fmt: skip
-    pipe = StyleGuidedDDPMPipeline(unet, diffusers.DDPMScheduler(clip_sample=False))
+def pipe(tmp_path_factory):
+    pipe = StyleGuidedDDPMPipeline.from_pretrained(save_ddpm(tmp_path_factory.mktemp("ddpm")))
+    pipe.scheduler = diffusers.DDPMScheduler(clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -46,12 +41,10 @@ def test_a_finished_run_is_not_drawn_again(pipe, monkeypatch):
     torch.testing.assert_close(drawings.drawn(pipe, None, [0], steps=2).pictures["0"], first.pictures["0"])
 
 
-def test_judgements_are_the_metrics(pipe, picture, vgg, folder):  # noqa: F811
-    from ex4lib.judge import Judge
-
+def test_judgements_are_the_metrics(pipe, picture, vgg, tmp_path):
     style = picture(40, 40, dtype=torch.float32)
     run = drawings.drawn(pipe, None, [3, 1], steps=2)
-    found = drawings.judged(Judge(folder), vgg, run, style, prompt="a cat", unguided=run)
+    found = drawings.judged(Judge(save_judge(tmp_path)), vgg, run, style, prompt="a cat", unguided=run)
     pictures = drawings.stack(run)
     assert torch.equal(pictures[0], run.pictures["1"][0])  # by seed, not by order
     for i in range(2):

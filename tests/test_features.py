@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_network
 
 from ex4lib import features, models
 from ex4lib.features import layer_names, resolve, tutorial_names
+from tests.random_models import random_network
 
 
 @pytest.fixture

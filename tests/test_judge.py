@@ -7,23 +7,12 @@ from transformers import CLIPImageProcessor
 from ex4lib import images, models
 from ex4lib.judge import Judge
 from ex4lib.training import networks
+from tests.random_models import save_judge
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A CLIP folder of random weights."""
-    torch.manual_seed(0)
-    path, words = tmp_path_factory.mktemp("clip"), networks.tokenizer()
-    networks.mini_judge(words).save_pretrained(path)
-    networks.save_tokenizer(words, path)
-    side = networks.SIZES["mini-judge"]
-    CLIPImageProcessor(
-        size={"height": side, "width": side},
-        do_center_crop=False,
-        image_mean=[0.4, 0.5, 0.6],
-        image_std=[0.5, 0.4, 0.3],
-    ).save_pretrained(path)
-    return path
+    return save_judge(tmp_path_factory.mktemp("clip"))
 
 
 def test_scores_are_clips_own(folder, picture):

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import random_network
 
 from ex4lib.losses import ContentTerm, Objective, TotalVariation, calibrate, content_terms, style_terms
 from ex4lib.statistics import Gram
+from tests.random_models import random_network
 
 STATISTICS = ("gram", "meanvar", "bures", "sliced")
 LAYERS = ("relu1_1", "relu2_1", "relu3_1")

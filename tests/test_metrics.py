@@ -6,9 +6,9 @@ import pytest
 import scipy.linalg
 import skimage.metrics
 import torch
-from conftest import random_network
 
 from ex4lib import colour, images, metrics, models
+from tests.random_models import random_network
 
 
 def gram(feature):

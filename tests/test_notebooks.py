@@ -9,6 +9,8 @@ import pytest
 import torch
 import torchvision
 
+from tests.random_models import save_ddpm, save_judge, save_stable_diffusion
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -29,6 +31,9 @@ def random_models(tmp_path_factory):
             getattr(torchvision.models, name)(weights=None).features.state_dict(prefix="features."),
             folder / f"{name}.pth",
         )
+    save_ddpm(folder / "ddpm-celebahq-256")
+    save_stable_diffusion(folder / "stable-diffusion-v1-5")
+    save_judge(folder / "clip-vit-base-patch32")
     return folder
 
 
@@ -70,7 +75,7 @@ def test_a_failing_cell_is_named(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("1 / 0")])
     nbformat.write(notebook, tmp_path / "broken.ipynb")
     with pytest.raises(RuntimeError, match=r"broken.ipynb, cell 1: ZeroDivisionError"):
-        builder().execute(tmp_path / "broken.ipynb")
+        builder().execute(tmp_path / "broken.ipynb", timeout=120)
 
 
 def test_a_failing_widget_callback_is_noticed(tmp_path):
@@ -81,4 +86,4 @@ def test_a_failing_widget_callback_is_noticed(tmp_path):
     )
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "broken.ipynb")
     with pytest.raises(RuntimeError, match="a widget callback failed: ValueError"):
-        builder().execute(tmp_path / "broken.ipynb")
+        builder().execute(tmp_path / "broken.ipynb", timeout=120)

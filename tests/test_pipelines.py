@@ -5,14 +5,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderTiny,
     DDPMPipeline,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from ex4lib.diffusion import sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels, frozen
@@ -22,11 +19,9 @@ from ex4lib.diffusion.pipelines import (
     StyleGuidedStableDiffusionPipeline,
     StyleObjective,
 )
-from ex4lib.training.networks import tokenizer
-from tests.conftest import random_network
+from tests.random_models import STABLE_DIFFUSION, random_network, save_stable_diffusion
 
 SCHEDULERS = schedulers.SUPPORTED
-STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SIZE = 32
 
 
@@ -37,35 +32,9 @@ def scheduler_of(name, **options):
     return getattr(diffusers, name)(**STABLE_DIFFUSION, **options)
 
 
-def latent_unet(text, **options):
-    return UNet2DConditionModel(
-        sample_size=SIZE // 2, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text, attention_head_dim=2, norm_num_groups=8, **options,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Stable Diffusion folder of random weights, as the stock pipeline saves it."""
-    torch.manual_seed(0)
-    words = tokenizer()
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=words.model_max_length, bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
-    ))  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, sample_size=SIZE, scaling_factor=0.5,
-    )  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=words, unet=latent_unet(32), scheduler=scheduler_of("DDIMScheduler"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("sd")
-    pipe.save_pretrained(path)
-    return path
+    return save_stable_diffusion(tmp_path_factory.mktemp("sd"), SIZE)
 
 
 @pytest.fixture(scope="module")

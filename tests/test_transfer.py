@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import random_network
 
 from ex4lib import colour, images, models, transfer
 from ex4lib.losses import Objective
 from ex4lib.transfer import TUTORIAL, Recipe, invert, starting_image, stylize, synthesize
+from tests.random_models import random_network
 
 #: A recipe for narrow networks and small pictures.
 SMALL = Recipe(content_layers=("relu3_1",), style_layers=("relu1_1", "relu2_1"), layer_weights=None)
