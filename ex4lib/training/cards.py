@@ -35,11 +35,11 @@ ABOUT = {
 
 pipe = StableDiffusionPipeline.from_pretrained("ex4lib/assets/models/mini-sd")
 pipe("a castle next to a river", num_inference_steps=30, guidance_scale=4).images[0]""",
-        """![samples](samples.png)
+        """![samples](samples.jpg)
 
 Samples of one seed, not chosen, for the prompts of `ex4lib.training.sampling.GRID`.
 
-![reconstructions](reconstructions.png)
+![reconstructions](reconstructions.jpg)
 
 Held-out scenes above their reconstructions.""",
     ),
@@ -54,7 +54,7 @@ unet = UNet2DConditionModel.from_pretrained(f"{root}/mini-pixel/unet")
 scheduler = DDPMScheduler.from_pretrained(f"{root}/mini-pixel/scheduler")
 text_encoder = CLIPTextModel.from_pretrained(f"{root}/mini-sd/text_encoder")
 tokenizer = CLIPTokenizer.from_pretrained(f"{root}/mini-sd/tokenizer")""",
-        "![samples](samples.png)\n\nSamples of one seed, not chosen.",
+        "![samples](samples.jpg)\n\nSamples of one seed, not chosen.",
     ),
     "mini-ddpm": (
         "An unconditional `DDPMPipeline` in pixels on faces only (smileys, people, animals): its world is\n"
@@ -62,7 +62,7 @@ tokenizer = CLIPTokenizer.from_pretrained(f"{root}/mini-sd/tokenizer")""",
         """from diffusers import DDPMPipeline
 
 DDPMPipeline.from_pretrained("ex4lib/assets/models/mini-ddpm")(num_inference_steps=100).images[0]""",
-        "![samples](samples.png)\n\nSamples, not chosen; under each row the nearest training pictures.",
+        "![samples](samples.jpg)\n\nSamples, not chosen; under each row the nearest training pictures.",
     ),
     "mini-judge": (
         "A `CLIPModel` for scoring only, trained apart: other seed, other architecture, other scenes than\n"
@@ -152,7 +152,7 @@ def attribution() -> str:
 
 The models in this folder were trained on scenes composed of the drawings below. The drawings were rendered,
 scaled, mirrored, recoloured, placed on drawn grounds and passed through painterly filters. The drawings are
-not shipped as such; the sample grids show what the models make of them, `reconstructions.png` shows scenes
+not shipped as such; the sample grids show what the models make of them, `reconstructions.jpg` shows scenes
 made from the drawings themselves, and the lower rows of mini-ddpm's grid show training pictures.
 
 | artwork | author | licence | source |

@@ -159,11 +159,11 @@ def evaluate_sd(judge, scenes, device):
     found = {"autoencoder": autoencoder_quality(vae, scenes)}
     x = to_tensor(scenes[np.arange(16)]).to(device)
     rows = [x[:8], reconstruct(vae, x[:8]), x[8:], reconstruct(vae, x[8:])]
-    grid(torch.cat(rows) / 2 + 0.5).save(MODELS / "mini-sd" / "reconstructions.png")
+    grid(torch.cat(rows) / 2 + 0.5).save(MODELS / "mini-sd" / "reconstructions.jpg", quality=90)
     if (MODELS / "mini-sd" / "unet").exists():
         unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-sd" / "unet").eval().to(device)
         found["samples"], samples = text_to_image(lambda p, s: draw_latent(unet, vae, p, s), judge, scenes)
-        samples.save(MODELS / "mini-sd" / "samples.png")
+        samples.save(MODELS / "mini-sd" / "samples.jpg", quality=90)
         found["speed"] = _speed()
     _write("mini-sd", found)
 
@@ -171,7 +171,8 @@ def evaluate_sd(judge, scenes, device):
 def evaluate_pixel(judge, scenes, device):
     unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-pixel" / "unet").eval().to(device)
     found, samples = text_to_image(lambda p, s: draw_pixels(unet, p, s), judge, scenes)
-    samples.resize([2 * s for s in samples.size], Image.Resampling.NEAREST).save(MODELS / "mini-pixel" / "samples.png")
+    larger = samples.resize([2 * side for side in samples.size], Image.Resampling.NEAREST)
+    larger.save(MODELS / "mini-pixel" / "samples.jpg", quality=90)
     _write("mini-pixel", found)
 
 
@@ -184,7 +185,7 @@ def evaluate_ddpm(judge, scenes, device):
     known = to_tensor(np.asarray(face_pictures(networks.SIZES["mini-ddpm"]))) / 2 + 0.5
     distance = torch.stack([(known - p).square().mean((1, 2, 3)) for p in x[:16]])
     nearest = known[distance.argmin(1)]
-    grid(torch.cat([x[:8], nearest[:8], x[8:16], nearest[8:16]])).save(MODELS / "mini-ddpm" / "samples.png")
+    grid(torch.cat([x[:8], nearest[:8], x[8:16], nearest[8:16]])).save(MODELS / "mini-ddpm" / "samples.jpg", quality=90)
     _write(
         "mini-ddpm",
         {

@@ -129,7 +129,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
         pixel_scheduler().save_pretrained(folder.parent / "scheduler")
     elif name == "mini-ddpm":
         net = _load(networks.mini_ddpm_unet(), averaged).half()
-        keep = {p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".png")}
+        keep = {p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".jpg")}
         _replace(folder.parent, DDPMPipeline(net, face_scheduler()).save_pretrained)
         for file, content in keep.items():
             if not (folder.parent / file).exists():
