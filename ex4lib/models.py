@@ -44,11 +44,13 @@ SOURCES = {
     "full": {
         "ddpm": "google/ddpm-celebahq-256",
         "stable-diffusion": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "distillation": "stabilityai/stable-diffusion-2-1-base",
         "judge": "openai/clip-vit-base-patch32",
     },
     "mini": {
         "ddpm": str(EMBEDDED / "mini-ddpm"),
         "stable-diffusion": str(EMBEDDED / "mini-sd"),
+        "distillation": str(EMBEDDED / "mini-sd"),
         "judge": str(EMBEDDED / "mini-judge"),
     },
 }
@@ -129,7 +131,7 @@ def features(
 
 
 def source(part: str, name: str | None = None) -> str:
-    """What ``from_pretrained`` is given for a part: ``"ddpm"``, ``"stable-diffusion"`` or ``"judge"``.
+    """What ``from_pretrained`` is given for a part: a key of `SOURCES`.
 
     Arguments:
         name: a hub id or a folder; None is the profile's default. A folder ``EX4_MODELS/LAST-PART-OF-THE-NAME`` stands

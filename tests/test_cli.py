@@ -116,7 +116,7 @@ def test_seeds_and_starts(run, tmp_path):
 
 def test_as_a_module(tmp_path):
     """A process of its own, with the real weights loaded by name."""
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     (tmp_path / "text.png").write_text("not a picture")
     script = (
         "import sys, runpy\n"

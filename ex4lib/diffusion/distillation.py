@@ -16,6 +16,9 @@ from diffusers import SchedulerMixin
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import Tensor, nn
 
+from ex4lib import images
+from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD
+
 
 class Rule(Protocol):
     """The gradient in x0 ``(B, C, H, W)`` at a timestep; noise comes from the generator."""
@@ -144,3 +147,83 @@ def _updates(rule, canvas, space, steps, rate, warm_up, between, objective, weig
             clean = canvas().detach().clone()
         rms = gradient.square().mean().sqrt().item()
         yield Step(index, steps, t, rms, None if value is None else value.detach(), clean, space.render)
+
+
+#: The KAIST assignment's classifier-free guidance and number of updates, by loss; DDS is not in it and takes PDS's.
+ASSIGNMENT = {"sds": (25.0, 500), "vsd": (7.5, 500), "pds": (7.5, 200), "dds": (7.5, 200)}
+
+
+def check_request(loss: str, has_source: bool, has_edit: bool) -> None:
+    """Say in one sentence what a loss lacks, or has too much.
+
+    Raises:
+        ValueError: an unknown loss; an edit without a source or a source without an edit; a drawing with either.
+    """
+    if loss not in ASSIGNMENT:
+        raise ValueError(f"loss must be one of {', '.join(ASSIGNMENT)}, got {loss!r}")
+    edits = loss in ("pds", "dds")
+    if edits and not (has_source and has_edit):
+        raise ValueError(f"{loss} needs a source and prompts for it and for what is to be made of it")
+    if not edits and (has_source or has_edit):
+        raise ValueError(f"{loss} draws from noise and takes no source or edit")
+
+
+def distil_prompt(
+    pipe,
+    prompt: str,
+    *,
+    loss: str = "sds",
+    source: Tensor | None = None,
+    source_prompt: str | None = None,
+    guidance_scale: float | None = None,
+    steps: int | None = None,
+    negative_prompt: str = "",
+    seed: int = 0,
+    **options,
+) -> Iterator[Step]:
+    """Draw a prompt, or edit a source towards it, in latents: the KAIST CS492D assignment.
+
+    Arguments:
+        pipe: a `StyleGuidedStableDiffusionPipeline`.
+        loss: ``"sds"`` or ``"vsd"`` from latents of noise; ``"pds"`` or ``"dds"`` from the encoded source.
+        source: ``(1, 3, H, W)`` in [0, 1], and ``source_prompt``, what it shows.
+        guidance_scale, steps: default `ASSIGNMENT`.
+        options: of the rule (``weight``, ``form``, ``stride``, ``rank``) and of `distil`.
+
+    Raises:
+        ValueError: an unknown loss; an edit without source or its prompt, or a drawing with them.
+    """
+    check_request(loss, source is not None, source_prompt is not None)
+    scale, count = ASSIGNMENT[loss]
+    edits = source is not None
+    told = {"negative_prompt": negative_prompt, "guidance_scale": scale if guidance_scale is None else guidance_scale}
+    known = {field.name for field in dataclasses.fields({"sds": SDS, "vsd": VSD, "pds": PDS, "dds": DDS}[loss])}
+    of_rule = {name: options.pop(name) for name in list(options) if name in known}
+    generator = torch.Generator().manual_seed(seed)
+    denoiser = pipe.denoiser(prompt, **told)
+    if edits:
+        start = denoiser.space.encode(_fitting(source, pipe))
+        before = pipe.denoiser(source_prompt, **told)
+        rule = (PDS if loss == "pds" else DDS)(denoiser, before, start, pipe.scheduler, **of_rule)
+    else:
+        side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+        start = torch.randn(1, channels, side, side, generator=generator).to(pipe.device, pipe.unet.dtype)
+        rule = (SDS if loss == "sds" else VSD)(denoiser, pipe.scheduler, **of_rule)
+    return _closing(
+        rule, distil(rule, Canvas(start), denoiser.space, steps=steps or count, generator=generator, **options)
+    )
+
+
+def _fitting(source: Tensor, pipe) -> Tensor:
+    """The source's central square at the size the pipeline draws."""
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return images.resize(images.crop_square(images.check(source, "source")), side).to(pipe.device)
+
+
+def _closing(rule, steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps; afterwards, or when the loop is abandoned, a rule's adapter is taken away."""
+    try:
+        yield from steps
+    finally:
+        if hasattr(rule, "close"):
+            rule.close()

@@ -170,6 +170,13 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
         >>> pipe("a cat", style_image="hokusai-great-wave", num_inference_steps=30).images[0]
     """
 
+    @torch.no_grad()
+    def denoiser(self, prompt: str | list[str], *, negative_prompt: str = "", guidance_scale: float = 7.5) -> Denoiser:
+        """The U-Net told a prompt, for loops of one's own; ``guidance_scale`` 1 is the bare conditional prediction."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        told, negative = self.encode_prompt(prompts, self._execution_device, 1, True, [negative_prompt] * len(prompts))
+        return Denoiser(self.unet, Latents(self.vae), embeddings=told, negative=negative, guidance_scale=guidance_scale)
+
     def __call__(
         self,
         prompt: str | list[str] | None = None,

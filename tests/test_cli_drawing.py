@@ -1,0 +1,109 @@
+"""The commands of guided drawing, distillation and grading, on models of random weights."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from ex4lib import cli, grading, models
+from tests.random_models import random_network, save_judge, save_stable_diffusion
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_stable_diffusion(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    monkeypatch.setattr(models, "features", lambda name=None, **_: random_network("vgg16").float())
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ex4lib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_guide_draws_and_remembers_how(run, folder, tmp_path):
+    output, preview = tmp_path / "cat.png", tmp_path / "preview.png"
+    command = ["guide", "a cat", "hokusai-great-wave", "-o", output, "--model", folder, "--steps", "3"]
+    code, out, _ = run(*command, "--window", "0,0.9", "--ramp", "late", "--preview", preview)
+    assert code == 0 and "3 guided steps" in out
+    with Image.open(output) as picture:
+        settings = json.loads(picture.text["ex4lib"])
+        assert picture.size == (32, 32)
+    assert settings["guidance"]["window"] == [0, 0.9] and settings["guidance"]["ramp"] == "late"
+    assert Image.open(preview).size == (32, 32)
+    first = output.read_bytes()
+    run(*command, "--window", "0,0.9", "--ramp", "late")
+    assert output.read_bytes() == first
+    run(*command, "--style-scale", "0")
+    assert output.read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("loss", "extra"),
+    [("sds", []), ("vsd", []), ("pds", ["--edit-prompt", "a dog", "--src-img", "chelsea"])],
+)
+def test_distil_names_the_picture_after_its_prompt(run, folder, tmp_path, loss, extra):
+    command = ["distil", "--prompt", "a cat on a table", "--loss", loss, *extra, "-o", tmp_path, "--model", folder]
+    code, out, err = run(*command, "--step", "3", "--every", "2")
+    assert code == 0, err
+    name = "a_dog" if extra else "a_cat_on_a_table"
+    assert f"{name}.png: 3 updates" in out
+    assert Image.open(tmp_path / f"{name}.png").size == (32, 32)
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == [f"{name}-0000.png", f"{name}-0002.png"]
+
+
+def test_evaluate_scores_every_picture_by_its_name(run, folder, tmp_path):
+    judge = save_judge(tmp_path / "judge")
+    pictures = tmp_path / "drawn"
+    pictures.mkdir()
+    for prompt, colour in (("a cat", "red"), ("A car on the road", "blue")):
+        Image.new("RGB", (40, 40), colour).save(pictures / grading.file_name(prompt))
+    code, out, _ = run("evaluate", pictures, "--judge", judge)
+    found = json.loads((pictures / "eval.json").read_text())
+    assert code == 0 and "no points" in out and set(found["scores"]) == {"a cat", "A car on the road"}
+    assert found["score"] == pytest.approx(sum(found["scores"].values()) / 2, abs=1e-4) and found["points"] is None
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(0.3, 10), (0.28, 5), (0.26, 5), (0.2599, 0), (0.24, 0), (0.2, 0), (-0.1, 0)]
+)
+def test_points_are_the_assignments(score, expected):
+    assert grading.points(score) == expected
+
+
+def test_only_the_assignments_judge_gives_points(folder, tmp_path):
+    judge = models.judge(save_judge(tmp_path / "clip-vit-base-patch32"), where="cpu")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a_cat.png")
+    assert grading.evaluate_folder(tmp_path, judge, name="openai/clip-vit-base-patch32")["points"] in (0, 5, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be one of full"),
+        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--window", "0.2"], "two fractions such as 0.2,1"),
+        (["guide", "a cat", "no-such-style", "-o", "x.png"], "no shipped picture of that name"),
+        (["guide", "a cat", "hokusai-great-wave", "-o", "x.txt"], "must end in .png"),
+        (["distil", "--prompt", "a/b", "-o", "x"], "must not be empty nor hold '/'"),
+        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "pds"], "pds needs a source and prompts for it"),
+        (
+            ["distil", "--prompt", "a cat", "-o", "x", "--src-img", "chelsea", "--edit-prompt", "a dog"],
+            "takes no source",
+        ),
+        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "xds"], "loss must be one of sds, vsd, pds, dds"),
+        (["evaluate", "."], "there are no .png pictures"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ex4lib.diffusion.pipelines.stable_diffusion", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(models, "judge", lambda *_: pytest.fail("loaded"))
+    code, _, err = run(*arguments)
+    assert code == 1 and message in err and err.count("\n") == 1, err
