@@ -368,9 +368,9 @@ def ddpm(name: str | None = None) -> StyleGuidedDDPMPipeline:
 
 def _load(pipeline: type, source: str, **options):
     where = models.device()
-    half = where.type == "cuda" and models.native_bfloat16(where)
-    pipe = pipeline.from_pretrained(source, torch_dtype=torch.bfloat16 if half else torch.float32, **options)
-    return pipe.to(where)
+    if where.type == "cuda" and models.native_bfloat16(where):
+        options["torch_dtype"] = torch.bfloat16
+    return pipeline.from_pretrained(source, **options).to(where)
 
 
 @functools.lru_cache(maxsize=2)
