@@ -44,12 +44,14 @@ SOURCES = {
     "full": {
         "ddpm": "google/ddpm-celebahq-256",
         "stable-diffusion": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "pixel": "DeepFloyd/IF-I-XL-v1.0",
         "distillation": "stabilityai/stable-diffusion-2-1-base",
         "judge": "openai/clip-vit-base-patch32",
     },
     "mini": {
         "ddpm": str(EMBEDDED / "mini-ddpm"),
         "stable-diffusion": str(EMBEDDED / "mini-sd"),
+        "pixel": str(EMBEDDED / "mini-pixel"),
         "distillation": str(EMBEDDED / "mini-sd"),
         "judge": str(EMBEDDED / "mini-judge"),
     },

@@ -2,8 +2,25 @@
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    IFPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from ex4lib import models
 from ex4lib.features import BLOCKS, VGG
@@ -75,4 +92,47 @@ def save_judge(path):
         image_mean=[0.4, 0.5, 0.6],
         image_std=[0.5, 0.4, 0.3],
     ).save_pretrained(path)
+    return path
+
+
+def save_pixel(path, size=16):
+    """A folder as mini-pixel's, with the Stable Diffusion folder beside it that lends its text encoder."""
+    save_stable_diffusion(path.parent / "lender")
+    unet = UNet2DConditionModel(
+        sample_size=size, in_channels=3, out_channels=3, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, attention_head_dim=2, norm_num_groups=8,
+    )  # fmt: skip
+    unet.save_pretrained(path / "unet")
+    diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").save_pretrained(path / "scheduler")
+    (path / "text_encoder.txt").write_text("../lender\n")
+    return path
+
+
+def save_deepfloyd(path, size=16):
+    """An ``IFPipeline`` folder: T5 encoder, six output channels for the learned variance."""
+    torch.manual_seed(3)
+    alphabet = [chr(code) for code in range(32, 127)]
+    words = Tokenizer(WordLevel({piece: i for i, piece in enumerate(["<pad>", "</s>", "<unk>", *alphabet])}, "<unk>"))
+    words.pre_tokenizer = Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=77
+    )
+    text = T5EncoderModel(T5Config(vocab_size=98, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    unet = UNet2DConditionModel(
+        sample_size=size, in_channels=3, out_channels=6, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=24, attention_head_dim=2, norm_num_groups=8,
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+    )
+    pipe = IFPipeline(
+        tokenizer=tokenizer, text_encoder=text, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(path)
     return path

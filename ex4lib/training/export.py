@@ -127,6 +127,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
         text = CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder").config.hidden_size
         _replace(folder, _load(networks.mini_pixel_unet(text), averaged).half().save_pretrained)
         pixel_scheduler().save_pretrained(folder.parent / "scheduler")
+        (folder.parent / "text_encoder.txt").write_text("../mini-sd\n")
     elif name == "mini-ddpm":
         net = _load(networks.mini_ddpm_unet(), averaged).half()
         keep = {p.name: p.read_bytes() for p in folder.parent.glob("*.*") if p.suffix in (".md", ".json", ".jpg")}
