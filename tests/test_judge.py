@@ -50,5 +50,5 @@ def test_a_local_folder_stands_for_a_name_of_the_hub(folder, monkeypatch):
     assert models.source("judge").endswith("clip-vit-base-patch32")
     assert models.judge(where="cpu").size == networks.SIZES["mini-judge"]
     assert models.source("ddpm") == "google/ddpm-celebahq-256"
-    with pytest.raises(ValueError, match="part must be one of ddpm, stable-diffusion, .* got 'unet'"):
+    with pytest.raises(ValueError, match=r"part must be one of ddpm, stable-diffusion, .* got 'unet'"):
         models.source("unet")
