@@ -38,6 +38,7 @@ lab: $(READY)
 bench: $(READY)
 	$(PY) benchmarks/nst.py
 	$(PY) benchmarks/guidance.py
+	$(PY) benchmarks/distillation.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache

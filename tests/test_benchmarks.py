@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ex4lib import models
+from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.sampling import sample
 from ex4lib.transfer import TUTORIAL
+from tests.random_models import random_network, save_stable_diffusion
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -52,3 +56,19 @@ def test_time_to_value_judges_every_run_by_the_same_goal(nst):
 
 def test_memory_is_measured(nst):
     assert nst.memory("tutorial", 32) >= 0
+
+
+def test_the_benchmarks_of_diffusion_measure_what_they_say(tmp_path, monkeypatch):
+    """On random weights of the real classes: bare passes give the gradient that the guided step takes."""
+    monkeypatch.setenv("EX4_MODELS", str(tmp_path))
+    monkeypatch.setenv("EX4_PROFILE", "full")
+    save_stable_diffusion(tmp_path / "stable-diffusion-v1-5")
+    monkeypatch.setattr(models, "features", lambda *_, **__: random_network("vgg16").float())
+    guidance, distillation = script("guidance"), script("distillation")
+    pipe, denoiser, objective, x = guidance.setting(32)
+    by_hand = guidance.bare_passes(pipe, denoiser, objective, x, through=True)
+    raw = Guidance(1.0, unit="raw")
+    step = next(sample(denoiser, pipe.scheduler, x, steps=30, objective=objective, guidance=raw))
+    assert step.trace["gradient_norm"][0] > 0 and by_hand.isfinite().all()
+    rows = distillation.overhead(repeats=1)
+    assert rows[0]["ratio"] > 0 and distillation.memory("pds") >= 0

@@ -119,13 +119,9 @@ class Denoiser:
     ):
         self.unet, self.space, self.guidance_scale = unet, space, guidance_scale
         self.embeddings, self.negative, self.options = embeddings, negative, options or {}
+        self.dtype: torch.dtype = unet.dtype  # kept: diffusers looks through all parameters for it
         if embeddings is not None and negative is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} needs embeddings of the negative prompt")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the U-Net computes in."""
-        return self.unet.dtype
 
     def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
         """The network's `Output` for samples ``(B, C, H, W)`` as ``scheduler.scale_model_input`` left them."""

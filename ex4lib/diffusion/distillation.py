@@ -125,7 +125,7 @@ def distil(
 
 
 def _updates(rule, canvas, space, steps, rate, warm_up, between, objective, weight, generator) -> Iterator[Step]:
-    optimiser = torch.optim.AdamW(canvas.parameters(), lr=rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(canvas.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimiser, warm_up, int(1.5 * steps))
     where = generator.device if generator is not None else "cpu"
     for index in range(steps):
