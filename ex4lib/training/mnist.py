@@ -1,0 +1,124 @@
+"""CS180's project 5B: the recipes of its networks, and a name -> a trained network.
+
+    python -m ex4lib.training.mnist class --data digits
+    python -m ex4lib.training.mnist export
+
+Checkpoints and kept weights lie in the user's cache directory; `export` copies the finished weights of `SHIPPED` into
+``ex4lib/assets/models/from-scratch``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors import safe_open
+
+from ex4lib.images import write_bytes
+from ex4lib.models import device
+
+from .artwork import cache_dir
+from .digits import Digits, load
+from .loop import Recipe, Training, read_weights, snapshot_path, train
+from .methods import Schedule
+from .scores import Classifier
+from .unet import UNet
+
+ASSETS = Path(__file__).parents[1] / "assets" / "models" / "from-scratch"
+SHIPPED = ("class", "flow", "classifier")
+
+#: The course's own numbers. `scaled` and `pure-noise` are experiments on them.
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("one-step", "denoise", width=128, epochs=5, batch=256, lr=1e-4, decay=False),
+        Recipe("pure-noise", "pure-noise", width=64, epochs=5, batch=256, lr=1e-3, decay=False),
+        Recipe("time", "ddpm"),
+        Recipe("class", "ddpm", classes=10),
+        Recipe("flow", "flow", epochs=10, batch=64, lr=1e-2, classes=10),
+        Recipe("classifier", "classify", width=32, epochs=10, lr=2e-3, classes=10, seed=1),
+        Recipe("scaled", "ddpm", schedule=Schedule(scale=1000 / 300)),
+    )
+}
+#: Batch sizes where an epoch is short, so that it still holds tens of steps.
+SMALL_BATCHES = {256: 32, 128: 64, 64: 64}
+app = typer.Typer(add_completion=False)
+
+
+def recipe(name: str, data: Digits, **changes) -> Recipe:
+    """A recipe for these pictures: the course's, with smaller batches where an epoch has under 10,000 pictures.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name must be one of {', '.join(RECIPES)}, got {name!r}")
+    course = RECIPES[name]
+    batch = course.batch if data.epoch >= 10_000 else SMALL_BATCHES[course.batch]
+    return dataclasses.replace(course, batch=batch, **changes) if changes or batch != course.batch else course
+
+
+def folder(training: Training) -> Path:
+    """Where a training is kept: one folder per recipe and pictures."""
+    key = hashlib.sha256(json.dumps(training.identity(), sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir() / "from-scratch" / f"{training.recipe.name}-{key}"
+
+
+def finished(recipe: Recipe, data: Digits, *, progress: bool = False) -> Training:
+    """The training at its end, trained or taken up where that has not been done."""
+    training = Training(recipe, data, device())
+    return train(training, folder(training), progress=progress)
+
+
+def trained(recipe: Recipe, data: Digits, epoch: int | None = None, *, progress: bool = False) -> UNet | Classifier:
+    """The averaged network after an epoch (default the last): from the cache, from the package, or trained now.
+
+    Raises:
+        ValueError: the recipe keeps no weights after that epoch.
+    """
+    epoch = recipe.epochs if epoch is None else epoch
+    if epoch not in recipe.keep or epoch > recipe.epochs:
+        raise ValueError(f"epoch must be one of {recipe.keep} and at most {recipe.epochs}, got {epoch}")
+    training = Training(recipe, data, device())
+    path = snapshot_path(folder(training), recipe.name, epoch)
+    shipped = snapshot_path(ASSETS, recipe.name, epoch)
+    if not path.is_file() and shipped.is_file() and _identity(shipped) == training.identity():
+        path = shipped
+    elif not path.is_file():
+        train(training, folder(training), progress=progress)
+    return read_weights(recipe.build(), path).to(device())
+
+
+def _identity(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["identity"])
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: export")],
+    data: Annotated[str, typer.Option(help="auto, mnist, digits, or a folder with MNIST's files")] = "auto",
+    epoch: Annotated[int, typer.Option(help="pictures per epoch; 0 is the source's own")] = 0,
+) -> None:
+    """Train one network to its end, or go on where it was interrupted."""
+    if name not in (*RECIPES, "export"):
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(RECIPES)}, export.")
+    pictures, _ = load(data, epoch=epoch or None)
+    if name != "export":
+        training = finished(recipe(name, pictures), pictures, progress=True)
+        rate = training.step * training.recipe.batch / training.seconds
+        typer.echo(f"{name}: {training.step} steps, {rate:.0f} pictures a second, in {folder(training)}")
+        return
+    for each in SHIPPED:
+        made = recipe(each, pictures)
+        source = snapshot_path(folder(Training(made, pictures)), each, made.epochs)
+        if source.is_file():
+            write_bytes(ASSETS / source.name, source.read_bytes())
+
+
+if __name__ == "__main__":
+    app()
