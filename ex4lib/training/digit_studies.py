@@ -22,7 +22,7 @@ from . import mnist
 from .digits import Digits
 from .loop import Recipe
 from .methods import ddpm_sample, flow_sample, gaussian, last, noised, precision
-from .scores import Judge, several, sheet
+from .scores import Judge, nearest, several, sheet
 from .unet import SIZE
 
 KIND = "from_scratch"
@@ -47,9 +47,7 @@ class Study:
     def judge(self) -> Judge:
         """The classifier with real pictures, on the device the networks use."""
         classifier = mnist.trained(self.recipe("classifier"), self.train, progress=self.progress)
-        judge = Judge.build(classifier, self.train, self.test)
-        move = lambda pair: tuple(each.to(device()) for each in pair)  # noqa: E731
-        return dataclasses.replace(judge, test=move(judge.test), pool=move(judge.pool))
+        return Judge.build(classifier, self.train, self.test).to(device())
 
     def network(self, name: str, epoch: int | None = None):
         """The averaged network after an epoch."""
@@ -140,11 +138,10 @@ def answer_to_noise(study: Study, epoch: int, *, seed: int = 0) -> Run:
         mean = digits.mean(0, keepdim=True)
         noise = gaussian(digits[:200], _generator(seed))
         answers = _apply(net, noise)
-        rms = lambda x: x.square().mean().sqrt().item()  # noqa: E731
         values = {
-            "spread": rms(digits - mean),
-            "miss": rms(answers - mean),
-            "variety": rms(answers - answers.mean(0, keepdim=True)),
+            "spread": _rms(digits - mean),
+            "miss": _rms(answers - mean),
+            "variety": _rms(answers - answers.mean(0, keepdim=True)),
         }
         return Run(values, {"answers": sheet(torch.cat([noise[:8], answers[:8]]), 8), "mean": sheet(mean, 1)})
 
@@ -164,9 +161,9 @@ def samples(
     """Draw and score.
 
     ``count`` pictures, for a class-conditioned network as many of each class, of which 40 are kept in ``drawn`` (8 rows
-    of 5; classes 0 to 4 in the upper four rows, 5 to 9 below) and the first eight's nearest training pictures in
-    ``neighbours`` (rows drawn, nearest). ``steps`` counts for flow matching only. Values: `Judge.scores`, ``evaluations``
-    of the network per picture.
+    of 5; classes 0 to 4 in the upper four rows, 5 to 9 below) and the first eight with their nearest training pictures
+    in ``neighbours`` (rows drawn, nearest). ``steps`` counts for flow matching only. Values: `Judge.scores`,
+    ``evaluations`` of the network per picture.
     """
     recipe = study.recipe(name)
     epoch = recipe.epochs if epoch is None else epoch
@@ -188,8 +185,8 @@ def mismatch(study: Study, *, count: int = 120, seed: int = 0) -> Run:
     """Start of sampling against end of noising: ᾱ_T > 0 leaves a trace of the digit in x_T that N(0, I) lacks.
 
     Scores by start, all time-conditioned: ``gaussian``: N(0, I), as the course samples. ``mean``: ``√ᾱ_T`` times the
-    mean training digit added. ``true``: x_T of real training digits. ``scaled``: N(0, I) in a network trained with every
-    β times 1000/300, where ᾱ_T is next to 0. The noise is the same for all. Pictures: ``gaussian``, ``scaled``.
+    mean training digit added. ``true``: x_T of real training digits. ``scaled``: N(0, I) in a network trained with
+    every β times 1000/300, where ᾱ_T is next to 0. The noise is the same for all. Pictures: ``gaussian``, ``scaled``.
     """
 
     def compute() -> Run:
@@ -244,6 +241,12 @@ def draw(
     return last(loop).x
 
 
+def wide(picture: Tensor) -> Tensor:
+    """A kept sheet of `samples` with a column per class: 8 rows of 5 become 4 rows of 10."""
+    upper, lower = picture.chunk(2, dim=2)
+    return torch.cat([upper, lower], 3)
+
+
 def psnr(pictures: Tensor, clean: Tensor) -> float:
     """Mean PSNR in dB of pictures, clamped to [0, 1]; None in the store where they are equal."""
     pairs = zip(pictures.clamp(0, 1).numpy(), clean.numpy(), strict=True)
@@ -251,9 +254,11 @@ def psnr(pictures: Tensor, clean: Tensor) -> float:
     return sum(values) / len(values)
 
 
-def _kept(study: Study, drawn: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    from .scores import nearest
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
 
+
+def _kept(study: Study, drawn: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     shown = drawn[: min(40, len(drawn) // 10 * 10)]
     shown = shown[_by_class(labels[: len(shown)])] if labels is not None else shown
     pool = study.judge.pool[0].cpu()

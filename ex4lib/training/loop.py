@@ -47,7 +47,7 @@ class Recipe:
     drop: float = 0.1
     sigma: float = 0.5
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
-    ema: float = 0.995
+    ema: float = 0.998
     keep: tuple[int, ...] = (1, 5, 10, 20)
     seed: int = 0
 

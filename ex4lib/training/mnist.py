@@ -44,8 +44,8 @@ RECIPES = {
         Recipe("scaled", "ddpm", schedule=Schedule(scale=1000 / 300)),
     )
 }
-#: Batch sizes where an epoch is short, so that it still holds tens of steps.
-SMALL_BATCHES = {256: 32, 128: 64, 64: 64}
+#: Batch sizes where an epoch is short: there the number of steps is what learning lacks.
+SMALL_BATCHES = {256: 16, 128: 16, 64: 32}
 app = typer.Typer(add_completion=False)
 
 
@@ -59,7 +59,7 @@ def recipe(name: str, data: Digits, **changes) -> Recipe:
         raise ValueError(f"name must be one of {', '.join(RECIPES)}, got {name!r}")
     course = RECIPES[name]
     batch = course.batch if data.epoch >= 10_000 else SMALL_BATCHES[course.batch]
-    return dataclasses.replace(course, batch=batch, **changes) if changes or batch != course.batch else course
+    return dataclasses.replace(course, **{"batch": batch, **changes})
 
 
 def folder(training: Training) -> Path:

@@ -6,6 +6,7 @@ The numbers compare pictures of this chapter with each other; an Inception netwo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -78,8 +79,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 def nearest(pictures: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
     """Euclidean distance ``(N,)`` of each picture to its nearest in the pool, and that one's place."""
-    distances, places = torch.cdist(pictures.flatten(1), pool.flatten(1)).min(1)
-    return distances, places
+    parts = [torch.cdist(part.flatten(1), pool.flatten(1)).min(1) for part in pictures.split(200)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,24 @@ class Judge:
     pool: tuple[Tensor, Tensor]
 
     @classmethod
-    def build(cls, classifier: Classifier, train: Digits, test: Digits, limit: int = 10_000) -> Judge:
-        """From the two splits: at most ``limit`` pictures of each."""
-        return cls(classifier, several(test, min(limit, 1440), seed=101), several(train, limit, seed=102))
+    def build(cls, classifier: Classifier, train: Digits, test: Digits) -> Judge:
+        """From the two splits: all of MNIST; of digits that are drawn anew, 4 and 7 drawings of each."""
+        return cls(classifier, several(test, 4 * len(test), seed=101), several(train, 7 * len(train), seed=102))
+
+    def to(self, device: torch.device) -> Judge:
+        """On another device."""
+        test, pool = (tuple(each.to(device) for each in pair) for pair in (self.test, self.pool))
+        return Judge(self.classifier.to(device), test, pool)
+
+    @functools.cached_property
+    def real(self) -> Tensor:
+        """Features of the test pictures."""
+        return features(self.classifier, self.test[0])[0]
+
+    @functools.cached_property
+    def known(self) -> Tensor:
+        """Distances of (up to 2,000) test pictures to their nearest training pictures."""
+        return nearest(self.test[0][:2000], self.pool[0])[0]
 
     def accuracy(self) -> float:
         """Of the classifier, on the test pictures."""
@@ -112,11 +128,10 @@ class Judge:
         """
         pictures = pictures.clamp(0, 1)
         found, said = features(self.classifier, pictures)
-        real, _ = features(self.classifier, self.test[0])
-        own, known = nearest(pictures, self.pool[0])[0], nearest(self.test[0], self.pool[0])[0]
+        own, known = nearest(pictures, self.pool[0])[0], self.known
         values = {
-            "fid": frechet_distance(found, real),
-            "kid": kernel_distance(found, real),
+            "fid": frechet_distance(found, self.real),
+            "kid": kernel_distance(found, self.real),
             "confidence": said.max(1).values.mean().item(),
             "mass": pictures.mean().item(),
             "mass_error": (pictures.mean((1, 2, 3)).std() / math.sqrt(len(pictures))).item(),
