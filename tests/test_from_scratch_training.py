@@ -63,7 +63,7 @@ def test_digits_fill_the_frame_and_stay_inside_when_moved(data):
     still, labels = data.take(torch.arange(200))
     moved, _ = data.take(torch.arange(200), torch.Generator().manual_seed(0))
     again, _ = data.take(torch.arange(200), torch.Generator().manual_seed(0))
-    assert still.shape == (200, 1, 28, 28) and 0 <= still.min() and 0.9 < still.max() <= 1
+    assert still.shape == (200, 1, 28, 28) and still.min() >= 0 and 0.9 < still.max() <= 1
     assert torch.equal(moved, again) and not torch.equal(moved, still)
     assert abs(moved.mean() / still.mean() - 1) < 0.02  # nothing is cut off
     assert (moved - still).abs().max() > 0.3 and torch.equal(labels, data.labels[:200])
@@ -289,9 +289,9 @@ def test_trained_networks_come_from_the_cache_or_the_package(data, tmp_path, mon
     recipe = RECIPES["ddpm"]
     monkeypatch.setattr(mnist, "device", lambda: torch.device("cpu"))
     net = mnist.trained(recipe, data)
-    monkeypatch.setattr(mnist, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(mnist, "finished", lambda *_, **__: pytest.fail("trained again"))
     assert same(net, mnist.trained(recipe, data))
-    own = snapshot_path(mnist.folder(Training(recipe, data)), "ddpm", 4)
+    own = snapshot_path(mnist.folder(recipe, data), "ddpm", 4)
     monkeypatch.setattr(mnist, "ASSETS", tmp_path)
     (tmp_path / own.name).write_bytes(own.read_bytes())
     own.unlink()
@@ -307,7 +307,7 @@ def test_shipped_weights_are_of_the_recipes_that_ask_for_them(name):
     path = snapshot_path(mnist.ASSETS, name, recipe.epochs)
     if not path.is_file():
         pytest.skip("not trained yet")
-    assert mnist._identity(path) == Training(recipe, train_split).identity()
+    assert mnist.shipped_identity(path) == loop.identity(recipe, train_split)
 
 
 # Scores ----------------------------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+def identity(recipe: Recipe, data: Digits) -> dict:
+    """What decides the weights, as plain JSON."""
+    return {"recipe": recipe.plain(), "data": data.sha256, "epoch": data.epoch}
+
+
 class Training:
     """A network, its optimiser, its average and its losses; can be stored and taken up again at any step."""
 
@@ -136,7 +141,7 @@ class Training:
 
     def identity(self) -> dict:
         """What a checkpoint must agree with."""
-        return {"recipe": self.recipe.plain(), "data": self.data.sha256, "epoch": self.data.epoch}
+        return identity(self.recipe, self.data)
 
     def save(self, path: Path) -> None:
         """Write everything atomically."""
@@ -154,10 +159,10 @@ class Training:
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            identity = state["identity"]
+            found = state["identity"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
             raise ValueError(f"{path} is no whole checkpoint ({error}): move it away to start anew") from error
-        if identity != json.dumps(self.identity(), sort_keys=True):
+        if found != json.dumps(self.identity(), sort_keys=True):
             raise ValueError(f"{path} belongs to another recipe or other pictures: move it away to start anew")
         for name in ("net", "optimizer", "rate", "average"):
             getattr(self, name).load_state_dict(state[name])
@@ -200,10 +205,10 @@ def snapshot_path(folder: Path, name: str, epoch: int) -> Path:
     return folder / f"{name}-epoch{epoch:02d}.safetensors"
 
 
-def write_weights(net: torch.nn.Module, path: Path, identity: dict) -> None:
+def write_weights(net: torch.nn.Module, path: Path, origin: dict) -> None:
     """Averaged weights and batch-norm statistics in fp16, with what made them."""
     state = {key: value.half().contiguous() for key, value in net.state_dict().items() if value.is_floating_point()}
-    write_bytes(path, save(state, {"identity": json.dumps(identity, sort_keys=True)}))
+    write_bytes(path, save(state, {"identity": json.dumps(origin, sort_keys=True)}))
 
 
 def read_weights(net: torch.nn.Module, path: Path) -> torch.nn.Module:

@@ -23,7 +23,7 @@ from ex4lib.models import device
 
 from .artwork import cache_dir
 from .digits import Digits, load
-from .loop import Recipe, Training, read_weights, snapshot_path, train
+from .loop import Recipe, Training, identity, read_weights, snapshot_path, train
 from .methods import Schedule
 from .scores import Classifier
 from .unet import UNet
@@ -62,16 +62,15 @@ def recipe(name: str, data: Digits, **changes) -> Recipe:
     return dataclasses.replace(course, **{"batch": batch, **changes})
 
 
-def folder(training: Training) -> Path:
+def folder(recipe: Recipe, data: Digits) -> Path:
     """Where a training is kept: one folder per recipe and pictures."""
-    key = hashlib.sha256(json.dumps(training.identity(), sort_keys=True).encode()).hexdigest()[:12]
-    return cache_dir() / "from-scratch" / f"{training.recipe.name}-{key}"
+    key = hashlib.sha256(json.dumps(identity(recipe, data), sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir() / "from-scratch" / f"{recipe.name}-{key}"
 
 
 def finished(recipe: Recipe, data: Digits, *, progress: bool = False) -> Training:
     """The training at its end, trained or taken up where that has not been done."""
-    training = Training(recipe, data, device())
-    return train(training, folder(training), progress=progress)
+    return train(Training(recipe, data, device()), folder(recipe, data), progress=progress)
 
 
 def trained(recipe: Recipe, data: Digits, epoch: int | None = None, *, progress: bool = False) -> UNet | Classifier:
@@ -83,17 +82,17 @@ def trained(recipe: Recipe, data: Digits, epoch: int | None = None, *, progress:
     epoch = recipe.epochs if epoch is None else epoch
     if epoch not in recipe.keep or epoch > recipe.epochs:
         raise ValueError(f"epoch must be one of {recipe.keep} and at most {recipe.epochs}, got {epoch}")
-    training = Training(recipe, data, device())
-    path = snapshot_path(folder(training), recipe.name, epoch)
+    path = snapshot_path(folder(recipe, data), recipe.name, epoch)
     shipped = snapshot_path(ASSETS, recipe.name, epoch)
-    if not path.is_file() and shipped.is_file() and _identity(shipped) == training.identity():
+    if not path.is_file() and shipped.is_file() and shipped_identity(shipped) == identity(recipe, data):
         path = shipped
     elif not path.is_file():
-        train(training, folder(training), progress=progress)
+        finished(recipe, data, progress=progress)
     return read_weights(recipe.build(), path).to(device())
 
 
-def _identity(path: Path) -> dict:
+def shipped_identity(path: Path) -> dict:
+    """What made the weights of a file."""
     with safe_open(path, "pt") as file:
         return json.loads(file.metadata()["identity"])
 
@@ -111,11 +110,13 @@ def main(
     if name != "export":
         training = finished(recipe(name, pictures), pictures, progress=True)
         rate = training.step * training.recipe.batch / training.seconds
-        typer.echo(f"{name}: {training.step} steps, {rate:.0f} pictures a second, in {folder(training)}")
+        typer.echo(
+            f"{name}: {training.step} steps, {rate:.0f} pictures a second, in {folder(training.recipe, pictures)}"
+        )
         return
     for each in SHIPPED:
         made = recipe(each, pictures)
-        source = snapshot_path(folder(Training(made, pictures)), each, made.epochs)
+        source = snapshot_path(folder(made, pictures), each, made.epochs)
         if source.is_file():
             write_bytes(ASSETS / source.name, source.read_bytes())
 
