@@ -303,6 +303,7 @@ def test_trained_networks_come_from_the_cache_or_the_package(data, tmp_path, mon
 @pytest.mark.parametrize("name", mnist.SHIPPED)
 def test_shipped_weights_are_of_the_recipes_that_ask_for_them(name):
     train_split, _ = digits.load("digits")
+    train_split = mnist.pictures(name, train_split)
     recipe = mnist.recipe(name, train_split)
     path = snapshot_path(mnist.ASSETS, name, recipe.epochs)
     if not path.is_file():

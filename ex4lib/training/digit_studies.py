@@ -41,17 +41,21 @@ class Study:
 
     def recipe(self, name: str) -> Recipe:
         """`mnist.recipe` for these pictures, with the study's changes."""
-        return mnist.recipe(name, self.train, **dict(self.changes))
+        return mnist.recipe(name, self.pictures(name), **dict(self.changes))
+
+    def pictures(self, name: str) -> Digits:
+        """`mnist.pictures`: what this network is trained on."""
+        return mnist.pictures(name, self.train)
 
     @functools.cached_property
     def judge(self) -> Judge:
         """The classifier with real pictures, on the device the networks use."""
-        classifier = mnist.trained(self.recipe("classifier"), self.train, progress=self.progress)
+        classifier = self.network("classifier")
         return Judge.build(classifier, self.train, self.test).to(device())
 
     def network(self, name: str, epoch: int | None = None):
         """The averaged network after an epoch."""
-        return mnist.trained(self.recipe(name), self.train, epoch, progress=self.progress)
+        return mnist.trained(self.recipe(name), self.pictures(name), epoch, progress=self.progress)
 
     def stored(self, experiment: str, names: Sequence[str], config: dict, compute, recipe: int = 1) -> Run:
         """`experiments.stored` keyed by the recipes of these names."""
@@ -65,7 +69,7 @@ def curve(study: Study, name: str) -> Run:
     """Train, or take from the cache. Values: ``steps``, ``losses`` (means over equal stretches), ``rate``."""
 
     def compute() -> Run:
-        training = mnist.finished(study.recipe(name), study.train, progress=study.progress)
+        training = mnist.finished(study.recipe(name), study.pictures(name), progress=study.progress)
         stretch = max(1, len(training.losses) // POINTS)
         losses = torch.tensor(training.losses, dtype=torch.float64)
         losses = losses[: len(losses) // stretch * stretch].view(-1, stretch).mean(1)
