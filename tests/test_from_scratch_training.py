@@ -149,6 +149,17 @@ def test_unknown_source_and_failed_download(monkeypatch, tmp_path):
         assert digits.load("auto")[0].name == "digits"
 
 
+def test_a_damaged_file_in_the_cache_is_named(mnist_folder, cache):
+    raw = cache / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in mnist_folder.glob("*ubyte"):
+        (raw / path.name).write_bytes(path.read_bytes())
+    assert len(digits.load("mnist")[0]) == 30
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"")
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte is no MNIST file"):
+        digits.load("auto")
+
+
 # The loop --------------------------------------------------------------------------------------------------------
 
 RECIPES = {

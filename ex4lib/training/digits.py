@@ -133,12 +133,13 @@ def _fetched() -> Path:
     from torchvision.datasets import MNIST
 
     root = cache_dir() / "mnist"
-    try:
-        MNIST(str(root), download=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        if not (root / "MNIST" / "raw").is_dir() or "download" in str(error).lower():
+    raw = root / "MNIST" / "raw"
+    if not all((raw / name).is_file() for pair in MNIST_FILES.values() for name in pair):
+        try:
+            MNIST(str(root), download=True)
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise FileNotFoundError(f"MNIST could not be fetched into {root} ({error})") from error
-    return _raw_folder(root)  # what is wrong with a file is said when it is read
+    return raw  # what is wrong with a file is said when it is read
 
 
 def _raw_folder(root: Path) -> Path:

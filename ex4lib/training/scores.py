@@ -106,9 +106,19 @@ class Judge:
         return Judge(self.classifier.to(device), test, pool)
 
     @functools.cached_property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature over the test pictures; features are compared in these units."""
+        found, _ = features(self.classifier, self.test[0])
+        return found.mean(0), found.std(0).clamp(min=1e-6)
+
+    @functools.cached_property
     def real(self) -> Tensor:
-        """Features of the test pictures."""
-        return features(self.classifier, self.test[0])[0]
+        """Features of the test pictures, of mean 0 and deviation 1."""
+        return self.standard(features(self.classifier, self.test[0])[0])
+
+    def standard(self, found: Tensor) -> Tensor:
+        """Features in units of `scale`."""
+        return (found - self.scale[0]) / self.scale[1]
 
     @functools.cached_property
     def known(self) -> Tensor:
@@ -122,12 +132,14 @@ class Judge:
     def scores(self, pictures: Tensor, labels: Tensor | None = None) -> dict:
         """Everything that is measured of drawn pictures; ``accuracy`` only with the labels that were asked for.
 
+        ``fid`` and ``kid``: of features that have mean 0 and deviation 1 over the test pictures.
         ``confidence``: mean of the highest probability. ``mass``: mean brightness. ``distance``: median distance to
         the nearest training picture, in units of the same median for test pictures (1 is like a new real digit).
         ``copies``: share of pictures nearer to the training set than 1 % of the test pictures are.
         """
         pictures = pictures.clamp(0, 1)
         found, said = features(self.classifier, pictures)
+        found = self.standard(found)
         own, known = nearest(pictures, self.pool[0])[0], self.known
         values = {
             "fid": frechet_distance(found, self.real),
