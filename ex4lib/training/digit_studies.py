@@ -60,7 +60,7 @@ class Study:
     def stored(self, experiment: str, names: Sequence[str], config: dict, compute, recipe: int = 1) -> Run:
         """`experiments.stored` keyed by the recipes of these names."""
         config = {"experiment": experiment, "recipes": [self.recipe(name).plain() for name in names], **config}
-        config |= {"data": self.train.name, "epoch_pictures": self.train.epoch}
+        config |= {"data": self.train.name, "epoch_pictures": {name: self.pictures(name).epoch for name in names}}
         hashes = {"train": self.train.sha256, "test": self.test.sha256}
         return stored(KIND, config, compute, weights=hashes, recipe=recipe)
 
@@ -185,39 +185,39 @@ def samples(
     return study.stored("samples", [name, "classifier"], config, compute)
 
 
-def mismatch(study: Study, *, count: int = 120, seed: int = 0) -> Run:
+def mismatch(study: Study, name: str = "time", *, scaled: bool = True, count: int = 120, seed: int = 0) -> Run:
     """Start of sampling against end of noising: ᾱ_T > 0 leaves a trace of the digit in x_T that N(0, I) lacks.
 
-    Scores by start, all time-conditioned: ``gaussian``: N(0, I), as the course samples. ``mean``: ``√ᾱ_T`` times the
-    mean training digit added. ``true``: x_T of real training digits. ``scaled``: N(0, I) in a network trained with
-    every β times 1000/300, where ᾱ_T is next to 0. The noise is the same for all. Pictures: ``gaussian``, ``scaled``.
+    Scores by start, without classes: ``gaussian``: N(0, I), as the course samples. ``mean``: the same noise with
+    ``√ᾱ_T`` times the mean training digit added. ``true``: x_T of real training digits, same noise again. With
+    ``scaled`` also N(0, I) in a network trained with every β times 1000/300, where ᾱ_T is next to 0; that one is
+    time-conditioned and fairly compared with ``name`` = "time". Pictures by start.
     """
+    names = [name, "scaled"] if scaled else [name]
 
     def compute() -> Run:
-        schedule = study.recipe("time").schedule
+        schedule = study.recipe(name).schedule
         digits, _ = several(study.train, 4000, seed=7)
         noise = gaussian(torch.empty(count, 1, SIZE, SIZE), _generator(seed))
-        top = torch.full((count,), schedule.steps)
-        real = digits[torch.arange(count) % len(digits)]
         level = schedule.bars[-1].sqrt().float()
         starts = {
-            "gaussian": ("time", noise),
-            "mean": ("time", level * digits.mean(0, keepdim=True) + (1 - level**2).sqrt() * noise),
-            "true": ("time", schedule.diffuse(real, top, noise)),
-            "scaled": ("scaled", noise),
+            "gaussian": (name, noise),
+            "mean": (name, level * digits.mean(0, keepdim=True) + (1 - level**2).sqrt() * noise),
+            "true": (name, schedule.diffuse(digits[:count], torch.full((count,), schedule.steps), noise)),
         }
+        if scaled:
+            starts["scaled"] = ("scaled", noise)
         values, pictures = {}, {}
-        for kind, (name, start) in starts.items():
-            net, used = study.network(name), study.recipe(name).schedule
+        for kind, (which, start) in starts.items():
+            net, used = study.network(which), study.recipe(which).schedule
             end = last(ddpm_sample(net, used, start.to(device()), generator=_generator(seed + 1)))
             values[kind] = study.judge.scores(end.x) | {"bar": used.bars[-1].item()}
-            if kind in ("gaussian", "scaled"):
-                pictures[kind] = sheet(end.x[: min(40, count)].cpu(), 5)
+            pictures[kind] = sheet(end.x[: min(40, count)].cpu(), 5)
         values["real"] = study.judge.floor(count)
         values["test_mass"] = study.judge.test[0].mean().item()
         return Run(values, pictures)
 
-    return study.stored("mismatch", ["time", "scaled", "classifier"], {"count": count, "seed": seed}, compute)
+    return study.stored("mismatch", [*names, "classifier"], {"count": count, "seed": seed}, compute)
 
 
 def real(study: Study, count: int = 100) -> Run:

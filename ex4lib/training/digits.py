@@ -27,7 +27,7 @@ MNIST_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-DRAWN_PER_EPOCH = 1280  # of scikit-learn's digits; MNIST's epoch is its 60,000 pictures
+DRAWN_PER_EPOCH = 640  # of scikit-learn's digits; MNIST's epoch is its 60,000 pictures
 SHIFT, TURN, SCALE = 2.0, 8.0, 0.06  # pixels, degrees, relative: the most a drawing is moved
 
 
@@ -74,7 +74,7 @@ def load(source: str = "auto", *, epoch: int | None = None) -> tuple[Digits, Dig
         source: ``"mnist"`` (fetched into the user's cache if need be), ``"digits"`` (scikit-learn's, 360 of 1,797 held
             out, the same share of each class), a folder with MNIST's four files (gzipped or not; also in ``raw`` or
             ``MNIST/raw`` below it), or ``"auto"``: MNIST, or the digits with a warning if it cannot be fetched.
-        epoch: pictures per epoch; None is 60,000 (the whole split) for MNIST and 1,280 drawings for the digits.
+        epoch: pictures per epoch; None is 60,000 (the whole split) for MNIST and 640 drawings for the digits.
 
     Raises:
         FileNotFoundError: no such folder, a file is missing, or MNIST cannot be fetched.

@@ -107,18 +107,18 @@ class Judge:
 
     @functools.cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature over the test pictures; features are compared in these units."""
+        """Mean and standard deviation of each feature over the test pictures."""
         found, _ = features(self.classifier, self.test[0])
         return found.mean(0), found.std(0).clamp(min=1e-6)
 
     @functools.cached_property
     def real(self) -> Tensor:
-        """Features of the test pictures, of mean 0 and deviation 1."""
+        """Features of the test pictures, as `standard` makes them."""
         return self.standard(features(self.classifier, self.test[0])[0])
 
     def standard(self, found: Tensor) -> Tensor:
-        """Features in units of `scale`."""
-        return (found - self.scale[0]) / self.scale[1]
+        """Features in units of `scale`, then of length √F: one strange picture cannot outweigh all others."""
+        return nn.functional.normalize((found - self.scale[0]) / self.scale[1]) * math.sqrt(found.shape[1])
 
     @functools.cached_property
     def known(self) -> Tensor:
@@ -132,7 +132,7 @@ class Judge:
     def scores(self, pictures: Tensor, labels: Tensor | None = None) -> dict:
         """Everything that is measured of drawn pictures; ``accuracy`` only with the labels that were asked for.
 
-        ``fid`` and ``kid``: of features that have mean 0 and deviation 1 over the test pictures.
+        ``fid`` and ``kid``: of features in units of their deviation over the test pictures and of equal length.
         ``confidence``: mean of the highest probability. ``mass``: mean brightness. ``distance``: median distance to
         the nearest training picture, in units of the same median for test pictures (1 is like a new real digit).
         ``copies``: share of pictures nearer to the training set than 1 % of the test pictures are.
