@@ -66,6 +66,7 @@ def test_runs_in_the_full_profile(path, random_models, tmp_path, monkeypatch):
     monkeypatch.setenv("EX4_FAST", "1")
     monkeypatch.setenv("EX4_MODELS", str(random_models))
     monkeypatch.setenv("EX4_FIGURES", str(tmp_path))
+    monkeypatch.setenv("EX4_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     builder().execute(path)
     assert list(tmp_path.glob("*.png"))
