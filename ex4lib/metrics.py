@@ -87,7 +87,14 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
     Unbiased, so that two sets of the same distribution give 0 on average and may give a little less. Source:
     Bińkowski et al., "Demystifying MMD GANs" (2018), equation 4. The features are a judge's, not Inception's: numbers
     of other papers do not compare.
+
+    Raises:
+        ValueError: fewer than two pictures on a side.
     """
+    if min(len(features), len(reference)) < 2:
+        raise ValueError(
+            f"a kernel distance needs at least two pictures on each side, got {len(features)} and {len(reference)}"
+        )
     return float(poly_mmd(reference.double(), features.double()))
 
 

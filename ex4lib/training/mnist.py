@@ -22,11 +22,11 @@ from ex4lib.images import write_bytes
 from ex4lib.models import device
 
 from .artwork import cache_dir
-from .digits import Digits, load
-from .loop import Recipe, Training, identity, read_weights, snapshot_path, train
-from .methods import Schedule
-from .scores import Classifier
-from .unet import UNet
+from .from_scratch.digits import Digits, load
+from .from_scratch.loop import Recipe, Training, identity, read_weights, snapshot_path, train
+from .from_scratch.methods import Schedule
+from .from_scratch.scores import Classifier
+from .from_scratch.unet import UNet
 
 ASSETS = Path(__file__).parents[1] / "assets" / "models" / "from-scratch"
 SHIPPED = ("class", "flow", "classifier")

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ex4lib.experiments import Run, stored
 from ex4lib.models import device
 
-from . import mnist
+from .. import mnist
 from .digits import Digits
 from .loop import Recipe
 from .methods import ddpm_sample, flow_sample, gaussian, last, noised, precision

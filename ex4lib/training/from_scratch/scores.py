@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ex4lib.metrics import kernel_distance
+
 from .digits import Digits
 from .methods import evaluating
 from .unet import SIZE, Conv
@@ -58,23 +60,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
     gap = (a.double().mean(0) - b.double().mean(0)).square().sum()
     return max(0.0, (gap + first.trace() + second.trace() - 2 * cross).item())
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """KID: the unbiased squared MMD with ``k(x, y) = (x·y/F + 1)³``; may fall below 0 for equal distributions.
-
-    Source: Bińkowski et al. (2018), section 3.
-    """
-    n, m, width = len(a), len(b), a.shape[1]
-    if min(n, m) < 2:
-        raise ValueError(f"a kernel distance needs at least two pictures on each side, got {n} and {m}")
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x.double() @ y.double().T / width + 1) ** 3
-
-    own_a, own_b = kernel(a, a), kernel(b, b)
-    within = (own_a.sum() - own_a.trace()) / (n * (n - 1)) + (own_b.sum() - own_b.trace()) / (m * (m - 1))
-    return (within - 2 * kernel(a, b).mean()).item()
 
 
 def nearest(pictures: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
