@@ -73,13 +73,12 @@ def test_interval_covers_a_known_mean():
     assert drawings.interval([1.0, 1.0]) == (1.0, 1.0, 1.0)
 
 
-def test_kernel_distance_against_explicit_sums(generator):
-    x, y = torch.randn(2, 20, 6, generator=generator, dtype=torch.float64)
-    y = y + 0.5
+def test_kernel_distance_against_explicit_sums_of_sets_of_different_size(generator):
+    x, y = torch.randn(20, 6, generator=generator, dtype=torch.float64), torch.randn(13, 6, generator=generator) + 0.5
 
     def kernel(a, b):
-        return float((a @ b / 6 + 1) ** 3)
+        return float((a.double() @ b.double() / 6 + 1) ** 3)
 
-    same = [sum(kernel(a[i], a[j]) for i in range(20) for j in range(20) if i != j) / (20 * 19) for a in (x, y)]
-    cross = sum(kernel(a, b) for a in x for b in y) / 400
+    same = [np.mean([kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]) for z in (x, y)]
+    cross = np.mean([kernel(a, b) for a in x for b in y])
     assert metrics.kernel_distance(x, y) == pytest.approx(sum(same) - 2 * cross, rel=1e-6)

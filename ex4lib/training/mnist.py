@@ -47,7 +47,7 @@ RECIPES = {
 #: Batch sizes where an epoch is short: there the number of steps is what learning lacks.
 SMALL_BATCHES = {256: 16, 128: 16, 64: 16}
 #: How many times as many drawings as `digits.DRAWN_PER_EPOCH` an epoch of these networks is.
-LONGER = {"one-step": 4, "class": 4, "classifier": 4, "time": 4, "scaled": 4, "flow": 2, "pure-noise": 2}
+LONGER = {"one-step": 4, "class": 4, "classifier": 4, "time": 4, "scaled": 4, "flow": 8, "pure-noise": 2}
 app = typer.Typer(add_completion=False)
 
 
