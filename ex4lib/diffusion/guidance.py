@@ -35,6 +35,7 @@ from torch import Tensor
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output
 from ex4lib.diffusion.process import Level
+from ex4lib.statistics import at_least_float32
 
 METHODS = ("noise", "mean", "sample", "clean", "both", "noisy")
 UNITS = ("noise", "raw", "correction")
@@ -235,11 +236,6 @@ def guide(here: Situation, guidance: Guidance, strength: float) -> Guided:
         movement=_rms(movement).flatten(),
         skipped=skipped.flatten(),
     )
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions become float32; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _gradient(here: Situation, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, frozen
-from ex4lib.diffusion.guidance import LEAST_SIGNAL, Guidance, Situation, at_least_float32, guide
+from ex4lib.diffusion.guidance import LEAST_SIGNAL, Guidance, Situation, guide
 from ex4lib.diffusion.process import Level
+from ex4lib.statistics import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)

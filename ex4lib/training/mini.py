@@ -132,7 +132,7 @@ def train(
     """Train `name` for `minutes`, or for `steps` if that is sooner.
 
     `fade` lowers the learning rate to nothing over the second half; `compiled` fuses the network's operations
-    (torch.compile), which takes minutes before the first step and makes the U-Nets 1.6 times as fast on a CPU.
+    (torch.compile), which takes minutes before the first step and pays in long runs.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, path = Training(name, RECIPES[name](), device), checkpoint_path(name)
