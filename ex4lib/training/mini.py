@@ -46,9 +46,7 @@ class Training:
         self.net = recipe.build().to(device)
         if name != "vae":  # measured: the autoencoder's group norms are faster in the default layout
             self.net.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-        )
+        self.optimizer = recipe.optimizer(self.net)
         self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
         self.step = 0
         if hasattr(recipe, "encoder"):
@@ -99,7 +97,8 @@ class Training:
             raise RuntimeError(
                 f"{path} holds another architecture of {self.name}: move it away to start anew."
             ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"].keys() == self.optimizer.state_dict().keys():  # else: of another kind, begun anew
+            self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.device)
         self.step = state["step"]

@@ -35,6 +35,9 @@ class Recipe:
     lr: float = 1e-3
     batch_size: int = 32
 
+    def optimizer(self, net: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(net.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
     def indices(self, step: int, count: int) -> np.ndarray:
         return np.random.default_rng((self.seed, step)).integers(0, count, self.batch_size)
 

@@ -13,6 +13,7 @@ from . import networks
 from .artwork import cache_dir
 from .contrastive import Contrastive
 from .faces import face_pictures
+from .optimisers import MuonAdamW
 from .pictures import Pictures, write_atomically
 from .recipe import LATENT_NOISE, MODELS, SNR_GAMMA, Recipe, generator, strange, to_tensor
 
@@ -105,6 +106,9 @@ class Diffusion(Recipe):
             self.encoder = (
                 CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder").eval().requires_grad_(False)
             )
+
+    def optimizer(self, net: torch.nn.Module) -> MuonAdamW:
+        return MuonAdamW(net, self.lr)
 
     def noised(self, x: torch.Tensor, step: int) -> dict:
         g = generator(self.seed, step)
