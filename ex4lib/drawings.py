@@ -7,6 +7,7 @@ as the store keeps them. Wherever there are several seeds, numbers are lists wit
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 
 import diffusers
@@ -50,8 +51,8 @@ def drawn(
 ) -> Run:
     """Pictures of a prompt, one per seed, guided by a style or not; without a prompt by a `StyleGuidedDDPMPipeline`.
 
-    Values: ``seconds`` of each guided step's batch, and the trace by step: ``loss``, ``loss_after``, ``gradient_norm``,
-    ``movement`` (means over the pictures), ``timestep``, ``skipped``. Pictures: by seed.
+    Values: ``total_seconds``; the trace by step of a guided run: ``loss``, ``loss_after``, ``gradient_norm``,
+    ``movement`` (means over the pictures), ``seconds`` and ``skipped`` (sums), ``timestep``. Pictures: by seed.
     """
     guided = style is not None and guidance is not None and guidance.is_on
     config = {
@@ -71,7 +72,7 @@ def drawn(
         if scheduler is not None:
             options = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
             pipe.scheduler = getattr(diffusers, scheduler).from_config(original.config, **options)
-        pictures, rows = {}, []
+        pictures, rows, started = {}, [], time.perf_counter()
         try:
             for start in range(0, len(seeds), batch):
                 part = list(seeds[start : start + batch])
@@ -87,7 +88,7 @@ def drawn(
                 rows.append(found.trace)
         finally:
             pipe.scheduler = original
-        return Run(_traces(rows), pictures)
+        return Run({"total_seconds": time.perf_counter() - started} | _traces(rows), pictures)
 
     inputs = {"style": style} if guided else {}
     hashes = {"pipeline": pipeline_sha256(pipe)} | ({features.name: features.sha256} if guided and features else {})
@@ -95,13 +96,20 @@ def drawn(
 
 
 def stylised(
-    network: VGG, drawing: Run, style: Tensor, *, style_loss: str = "gram", evaluations: int = 150, size: int = 128
+    network: VGG,
+    drawing: Run,
+    style: Tensor,
+    *,
+    style_loss: str = "gram",
+    style_weight: float = transfer.DEFAULT.style_weight,
+    evaluations: int = 150,
+    size: int = 128,
 ) -> Run:
     """Every picture of a run after neural style transfer with the default recipe: the control to guided drawing.
 
     Values: ``seconds`` by seed. Pictures: by seed.
     """
-    recipe = dataclasses.replace(transfer.DEFAULT, style_loss=style_loss)
+    recipe = dataclasses.replace(transfer.DEFAULT, style_loss=style_loss, style_weight=style_weight)
 
     def compute() -> Run:
         pictures, seconds = {}, []

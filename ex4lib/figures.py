@@ -92,7 +92,8 @@ def curves(
 ) -> Figure:
     """Lines by name, each told apart by colour and marker; ``log`` names the logarithmic axes ("x", "y", "xy").
 
-    ``ticks`` labels the positions 0, 1, 2, ... of the horizontal axis.
+    A point of a line is a number or (value, low, high), which is drawn with its interval. ``ticks`` labels the
+    positions 0, 1, 2, ... of the horizontal axis.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout="constrained")
@@ -122,7 +123,9 @@ def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, ticks=None)
     """Draw `curves` into a matplotlib axis."""
     for number, (name, (x, y)) in enumerate(series.items()):
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if markers else {}
-        ax.plot(x, y, color=COLOURS[number % len(COLOURS)], label=name, linewidth=1.4, **style)
+        (x, x_reach), (y, y_reach) = _with_reach(x), _with_reach(y)
+        style |= {"color": COLOURS[number % len(COLOURS)], "label": name, "linewidth": 1.4}
+        ax.errorbar(x, y, xerr=x_reach, yerr=y_reach, elinewidth=0.7, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if "x" in log:
         ax.set_xscale("log")
@@ -132,6 +135,15 @@ def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, ticks=None)
         ax.set_xticks(range(len(ticks)), ticks, rotation=60, ha="right", fontsize=7)
     if len(series) > 1:
         ax.legend(fontsize=8)
+
+
+def _with_reach(points: Sequence) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values ``(N,)``, and how far their intervals reach down and up ``(2, N)`` if they have any."""
+    points = np.asarray(points, dtype=float)
+    if points.ndim < 2:
+        return points, None
+    value, low, high = points.T
+    return value, np.stack([value - low, high - value]).clip(min=0)
 
 
 def matrix(

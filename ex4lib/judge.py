@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ class Judge:
     """
 
     def __init__(self, source: str, where: torch.device | str = "cpu"):
+        self.name = Path(source).name
         self.model = CLIPModel.from_pretrained(source).to(where).eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessor.from_pretrained(source)

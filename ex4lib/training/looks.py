@@ -4,10 +4,14 @@ The grain of every look (strokes, tiles, dots, lines) is a fixed share of the pi
 coarse enough to survive an autoencoder that keeps one latent per S/16 pixels.
 """
 
+from pathlib import Path
+
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage
 from scipy.spatial import cKDTree
+
+from ex4lib import images
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
@@ -156,3 +160,16 @@ PAINT = {
     "woodblock print": woodblock_print,
     "engraving": engraving,
 }
+
+SHIPPED = ("mosaic", "engraving")  # one that captions name, and the one that no word reaches
+
+
+def shipped_path(look: str) -> Path:
+    """Where the package keeps the photograph of a coffee cup in this look."""
+    return images.ASSETS / "styles" / f"look-{look}.jpg"
+
+
+def in_look(look: str, photograph: str = "coffee", size: int = 256) -> Image.Image:
+    """The middle square of a shipped photograph in a look."""
+    square = ImageOps.fit(images.to_pil(images.load(photograph)), (size, size), Image.Resampling.LANCZOS)
+    return Image.fromarray(PAINT[look](np.asarray(square), np.random.default_rng(0)))
