@@ -16,7 +16,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (pictures.stylize, pictures.invert, pictures.texture, drawing.guide, drawing.distil, drawing.evaluate):
+COMMANDS = (
+    *(pictures.stylize, pictures.invert, pictures.texture),
+    *(drawing.guide, drawing.distil, drawing.evaluate, drawing.sweep),
+)
+for command in COMMANDS:
     app.command()(command)
 
 

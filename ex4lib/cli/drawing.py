@@ -11,7 +11,7 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from ex4lib import grading, images, models
+from ex4lib import experiments, grading, images, models
 from ex4lib.cli.options import Network, Output, Seed, StyleLoss, check_output
 
 
@@ -136,6 +136,23 @@ def evaluate(
         typer.echo(f"{score:.4f}  {prompt}")
     graded = "no points: thresholds are CLIP ViT-B/32's" if found["points"] is None else f"{found['points']:g} points"
     typer.echo(f"{found['score']:.4f}  mean ({graded})")
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML: prompts, styles, style_scales, style_losses, seeds, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the table goes (.csv).")],
+) -> None:
+    """Draw and judge a grid of prompts, paintings, scales and seeds; go on where an earlier run stopped.
+
+    Example: python -m ex4lib sweep sweep.yaml -o sweep.csv; over several GPUs: accelerate launch -m ex4lib sweep ...
+    """
+    from ex4lib import sweeps
+
+    check_output(output, (".csv",))
+    rows = sweeps.sweep(sweeps.read(config))
+    if sweeps.processes().is_main_process:
+        images.write_bytes(output, sweeps.table(rows).encode())
+        typer.echo(f"{output}: {len(rows)} pictures, also in {experiments.figures_folder() / 'runs'}")
 
 
 def _fractions(text: str) -> tuple[float, float]:

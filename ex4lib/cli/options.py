@@ -28,10 +28,13 @@ Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat
 StyleLoss = Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")]
 
 
-def check_output(output: Path) -> None:
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+
+
+def check_output(output: Path, endings: tuple[str, ...] = PICTURES) -> None:
     """Refuse, before any work, an output that could not be written after it."""
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
-        raise ValueError(f"the output must end in .png, .jpg, .webp or .tif, got {output.name!r}")
+    if output.suffix.lower() not in endings:
+        raise ValueError(f"the output must end in {' or '.join(endings)}, got {output.name!r}")
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"the output {str(output)!r} cannot be written there")
