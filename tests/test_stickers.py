@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ex4lib.training.stickers import (
     render,
     sample_scene,
 )
-from ex4lib.training.things import THINGS, with_article
+from ex4lib.training.things import IN_COURSES, THINGS, with_article
 from ex4lib.training.words import COLOURS, GROUNDS, LOOKS, NAMED_LOOKS
 
 
@@ -35,7 +36,7 @@ def sprites():
     return Sprites({(t, f): [disc(rng.integers(0, 256, 3))] for t in THINGS for f in FAMILIES})
 
 
-@pytest.mark.parametrize("stream", ["train", "judge", "held-out"])
+@pytest.mark.parametrize("stream", ["train", "courses", "judge", "held-out"])
 def test_scene_and_picture_are_decided_by_stream_and_index(sprites, stream):
     for index in (0, 5):
         one, two = (sample_scene(stream, index, sprites) for _ in range(2))
@@ -54,6 +55,19 @@ def test_held_out_pairs_are_never_trained_on(sprites):
     assert all(is_held_out(scene) for scene in held_out)
     for scene in held_out:
         assert not set(pairs(scene)) <= trained
+
+
+def test_the_stream_of_the_courses_shows_what_their_prompts_name(sprites):
+    scenes = [sample_scene("courses", index, sprites) for index in range(100)]
+    assert all(scene.things[0].thing in IN_COURSES for scene in scenes if scene.things)
+    assert sum(bool(scene.things) for scene in scenes) > 90
+
+
+def test_the_courses_things_are_named_in_prompts_that_the_world_has_words_for():
+    said = " / ".join(prompt.lower() for prompt in COURSE_PROMPTS if prompt not in LEFT_OUT)
+    for name in IN_COURSES:
+        phrases = [re.sub("^(a|an|the) ", "", phrase) for phrase in THINGS[name].phrases]
+        assert any(re.search(rf"\b{phrase}\b", said) for phrase in phrases), name
 
 
 def test_unknown_stream_is_named(sprites):
@@ -123,7 +137,7 @@ def test_chunks_are_drawn_once_and_read_back(sprites, tmp_path, monkeypatch):
     path = draw_chunk("train", 32, 0, count=3)
     stamp = path.stat().st_mtime_ns
     assert draw_chunk("train", 32, 0, count=3).stat().st_mtime_ns == stamp
-    pictures = Pictures("train", 32)
+    pictures = Pictures("train", size=32)
     assert len(pictures) == 3 and pictures[np.array([2, 0])].shape == (2, 32, 32, 3)
     scene = sample_scene("train", 2, sprites)
     assert pictures.said[2]["caption"] == scene.caption

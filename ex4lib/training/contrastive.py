@@ -32,7 +32,7 @@ class Contrastive(Recipe):
     batch_size: int = 160
 
     def __post_init__(self):
-        self.pictures = Pictures(self.stream, 128)
+        self.pictures = Pictures(self.stream, size=128)
         self.size = networks.SIZES["mini-judge" if self.judge else "mini-clip"]
         self.words = networks.tokenizer()
         names = {name: i for i, name in enumerate(THINGS)}

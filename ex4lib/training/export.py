@@ -93,7 +93,7 @@ def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
     folder = MODELS / FOLDERS[name]
     if name == "vae":
         net = _load(networks.vae(), averaged).eval()
-        latents = encode_pictures(net, Pictures("train", networks.SIZES["vae"]), limit=1)[0]
+        latents = encode_pictures(net, Pictures("train", size=networks.SIZES["vae"]), limit=1)[0]
         net.register_to_config(scaling_factor=round(float(1 / np.asarray(latents[:1024], np.float32).std()), 5))
         _replace(folder, net.half().save_pretrained)
         _write_index()

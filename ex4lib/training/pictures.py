@@ -63,11 +63,13 @@ def draw_chunks(stream: str, size: int, chunks: int, workers: int = 1) -> None:
 
 
 class Pictures:
-    """All drawn chunks of a stream: `pictures[i]` uint8 arrays by index, `said[i]` what they show."""
+    """All drawn chunks of one or more streams: `pictures[i]` uint8 arrays by index, `said[i]` what they show."""
 
-    def __init__(self, stream: str, size: int, at_least: int = 1):
-        draw_chunks(stream, size, at_least)
-        paths = sorted(chunk_path(stream, size, 0).parent.glob("*.npy"))
+    def __init__(self, *streams: str, size: int):
+        paths = []
+        for stream in streams:
+            draw_chunks(stream, size, 1)
+            paths += sorted(chunk_path(stream, size, 0).parent.glob("*.npy"))
         self.paths = paths
         self.chunks = [np.load(path, mmap_mode="r") for path in paths]
         self.said = [s for path in paths for s in json.loads(path.with_suffix(".json").read_text())]

@@ -26,7 +26,7 @@ class Autoencoder(Recipe):
     batch_size: int = 8
 
     def __post_init__(self):
-        self.pictures = Pictures("train", networks.SIZES["vae"])
+        self.pictures = Pictures("train", size=networks.SIZES["vae"])
 
     def build(self) -> AutoencoderKL:
         return networks.vae()
@@ -86,6 +86,9 @@ def encode_pictures(vae: AutoencoderKL, pictures: Pictures, limit: int | None = 
         write_atomically(target, lambda file, a=stacked: np.save(file, a))
     paths = [folder / p.parent.name / p.name for p in pictures.paths[:limit]]
     return [np.load(path, mmap_mode="r") for path in paths]
+
+
+STREAMS = ("train", "courses")  # what the text to image models learn from
 
 
 @dataclass
@@ -164,7 +167,7 @@ class LatentText(Diffusion):
     def __post_init__(self):
         super().__post_init__()
         self.vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd" / "vae").eval()
-        pictures = Pictures("train", networks.SIZES["vae"])
+        pictures = Pictures(*STREAMS, size=networks.SIZES["vae"])
         self.latents = encode_pictures(self.vae, pictures)
         self.captions = [s["caption"] for s in pictures.said]
         self.starts = np.cumsum([0, *(len(c) for c in self.latents)])
@@ -188,7 +191,7 @@ class PixelText(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.pictures = Pictures("train", networks.SIZES["vae"])
+        self.pictures = Pictures(*STREAMS, size=networks.SIZES["vae"])
 
     def build(self):
         return networks.mini_pixel_unet(self.encoder.config.hidden_size)

@@ -115,7 +115,7 @@ def draw_faces(unet, count: int, seed: int = 0) -> torch.Tensor:
 def sample_grid(name: str, net: torch.nn.Module, recipe) -> Image.Image | None:
     """What the network `name` draws now, for the eye; nothing for the towers of CLIP."""
     if name == "vae":
-        x = to_tensor(Pictures("held-out", networks.SIZES["vae"])[np.arange(16)])
+        x = to_tensor(Pictures("held-out", size=networks.SIZES["vae"])[np.arange(16)])
         return grid(torch.cat([x[:8], reconstruct(net, x[:8]), x[8:], reconstruct(net, x[8:])]) / 2 + 0.5)
     if name == "mini-sd":
         return grid(draw_latent(net, recipe.vae, GRID))

@@ -2,7 +2,8 @@
 
 A scene is decided by its stream and its index alone: `sample_scene("train", 7)` is the same everywhere. Some
 pairs of (thing, ground), (thing, look), (thing, colour) and (thing, thing) are never trained on: streams that
-train redraw a scene that holds such a pair, the stream "held-out" keeps only scenes that do.
+train redraw a scene that holds such a pair, the stream "held-out" keeps only scenes that do. The stream "courses" has
+one of the things that the courses' prompts name in every scene but for views of a ground alone.
 """
 
 import zlib
@@ -14,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from .artwork import SPRITE, Sprites
 from .grounds import draw_ground
 from .looks import PAINT
-from .things import THINGS, with_article
+from .things import IN_COURSES, THINGS, with_article
 from .words import ANYTHING, COLOURS, GROUNDS, LOOKS, OPENINGS, VIEWS
 
-STREAMS = {"train": 1, "judge": 2, "held-out": 3}
+STREAMS = {"train": 1, "judge": 2, "held-out": 3, "courses": 4}
 HELD_OUT_SHARE = 0.06
 PLAIN_FAMILIES = {
     "noto": 0.32,
@@ -147,13 +148,13 @@ def _say_scene(rng, scene: Scene) -> str:
     )
 
 
-def _draw_scene(rng, sprites: Sprites, seed: tuple[int, ...]) -> Scene:
+def _draw_scene(rng, sprites: Sprites, seed: tuple[int, ...], firsts=tuple(THINGS)) -> Scene:
     look = _choose(rng, LOOK_SHARES)
     if rng.random() < 0.03 and look not in LOOK_FAMILIES:
         scene = Scene("", (), _choose(rng, list(VIEWS)), None, look, seed)
         return replace(scene, caption=_say_scene(rng, scene))
     names = [n for n in THINGS if any(f in sprites.families(n) for f in LOOK_FAMILIES.get(look, PLAIN_FAMILIES))]
-    first = _choose(rng, names)
+    first = _choose(rng, [n for n in names if n in firsts])
     kind = THINGS[first].kind
     if rng.random() < 0.15:
         others = [n for n in names if THINGS[n].kind == kind and n != first] if rng.random() < 0.5 else names
@@ -182,7 +183,8 @@ def sample_scene(stream: str, index: int, sprites: Sprites) -> Scene:
         raise ValueError(f"stream must be one of {', '.join(STREAMS)}, not {stream!r}.")
     for attempt in range(1000):
         seed = (STREAMS[stream], index, attempt)
-        scene = _draw_scene(np.random.default_rng(seed), sprites, seed)
+        firsts = IN_COURSES if stream == "courses" else tuple(THINGS)
+        scene = _draw_scene(np.random.default_rng(seed), sprites, seed, firsts)
         if is_held_out(scene) == (stream == "held-out"):
             return scene
     raise RuntimeError(f"no {stream} scene was found in 1000 draws.")

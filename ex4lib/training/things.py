@@ -132,3 +132,10 @@ THINGS = {
     for kind, entries in KINDS.items()
     for thing in (_parse(kind, entry) for entry in re.split(r" / |\n", entries.strip()))
 }
+
+# What the courses' prompts name (`prompts.COURSE_PROMPTS`): the diffusion models see more of these.
+IN_COURSES = (
+    "cat", "dog", "golden retriever", "squirrel", "man", "old man", "dancer", "man with a hat", "burger", "hotdog",
+    "car", "bus", "sports car", "boat", "ship", "rocket", "cabin", "villa", "village", "church", "castle", "campfire",
+    "people around a campfire", "pencil",
+)  # fmt: skip
