@@ -1,0 +1,95 @@
+"""Results in words, as a figure, as a row of provenance, and as a file that a report includes.
+
+``shown`` is a list of results with the number of the step that is looked at: what was kept, if anything, and last what
+is on display.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ex4lib import experiments, figures
+from ex4lib.widgets.watching import Result, Settings, spread
+
+Shown = Sequence[tuple[Result, int]]
+
+
+def told(settings: Settings) -> str:
+    """Settings in words."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, tuple):
+            return " ".join(map(text, value))
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return "; ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in settings.items())
+
+
+def differing(shown: Shown) -> list[str]:
+    """The settings in which runs of one explorer differ."""
+    first = shown[0][0].settings
+    return [name for name in first if any(result.settings[name] != first[name] for result, _ in shown)]
+
+
+def figure(shown: Shown, film: int = 0) -> Figure:
+    """A row for each: its inputs, ``film`` earlier steps and the picture; labelled by what the rows differ in."""
+    rows, captions, labels, names = [], [], [], differing(shown)
+    for result, number in shown:
+        numbers = spread([each for each in result.frames if each <= number], film + 1)
+        rows.append([*result.inputs.values(), *(result.picture(each) for each in numbers)])
+        captions.append([*result.inputs, *(f"step {each} of {result.total}" for each in numbers)])
+        labels.append("\n".join(textwrap.fill(told({name: result.settings[name]}), 18) for name in names))
+    width = max(row[-1].shape[-1] for row in rows)
+    cell = 1.4 if film else min(max(width / 110, 1.8), 4.0)  # figures have 110 pixels an inch
+    return figures.grid(rows, captions=captions, row_labels=labels if len(rows) > 1 else None, cell=cell)
+
+
+def provenance(explorer: str, shown: Shown) -> dict[str, Any]:
+    """Configuration, seed, hashes of inputs and weights, and losses of the last; of another under ``kept``."""
+    *kept, present = [
+        {
+            "config": {"explorer": explorer, **result.settings, "step": number, "total": result.total},
+            "seed": result.settings.get("seed"),
+            "inputs": {name: experiments.picture_sha256(picture) for name, picture in result.inputs.items()},
+            "weights": result.weights(),
+            "values": {"losses": result.losses[:number]},
+        }
+        for result, number in shown
+    ]
+    return {**present, "kept": kept[0]} if kept else present
+
+
+def write(explorer: str, shown: Shown, name: str) -> tuple[figures.Saved, str]:
+    """Save the figure as ``figures/exported/NAME.png``, or with a number where the name is taken.
+
+    Returns what was written, and the line of Typst that includes it.
+
+    Raises:
+        ValueError: a name with other than letters, digits, dashes and underscores.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name):
+        raise ValueError(
+            "the name must be of letters, digits, dashes and underscores and begin with a letter or digit, "
+            f"got {name!r}"
+        )
+    folder = experiments.figures_folder() / "exported"
+    names = itertools.chain([name], (f"{name}-{copy}" for copy in itertools.count(2)))
+    free = next(each for each in names if not (folder / f"{each}.png").exists())
+    result, number = shown[-1]
+    text = f"{explorer}, step {number} of {result.total}: {told(result.settings)}."
+    saved = figures.save(figure(shown), f"exported/{free}", caption=text, **provenance(explorer, shown))
+    return saved, typst_line(free, text)
+
+
+def typst_line(name: str, caption: str) -> str:
+    """The line of Typst that includes an exported figure; characters of Typst's own in the caption are escaped."""
+    escaped = re.sub(r"([\\#$*_`<>@\[\]~=+\-/'\"])", r"\\\1", caption)
+    alt = json.dumps(caption, ensure_ascii=False)
+    return f'#figure(image("exported/{name}.png", alt: {alt}), caption: [{escaped}])'

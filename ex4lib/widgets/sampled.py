@@ -1,0 +1,242 @@
+"""Explorers of drawn pictures: guided diffusion, SDEdit and anagrams.
+
+Ready parts may be passed in; what is not passed is loaded when Run is first pressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from ipywidgets import Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
+from torch import Tensor
+
+from ex4lib import drawings, images, models
+from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
+from ex4lib.diffusion.denoisers import Denoiser, Pixels
+from ex4lib.diffusion.guidance import RAMPS, Guidance
+from ex4lib.diffusion.pixel import PixelModel, pixel_model
+from ex4lib.diffusion.process import strided_timesteps
+from ex4lib.features import VGG
+from ex4lib.images import ImageSource
+from ex4lib.statistics import STATISTICS
+from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
+from ex4lib.widgets.machine import Explorer
+from ex4lib.widgets.watching import Job, Settings, Weights
+
+VIEWS = {
+    view.name: view
+    for view in (
+        illusions.FLIP,
+        illusions.ROTATION,
+        illusions.NEGATION,
+        illusions.INNER_CIRCLE,
+        illusions.patches(),
+    )
+}
+
+
+def guided_stable_diffusion(
+    *,
+    pipe: pipelines.StyleGuidedStableDiffusionPipeline | None = None,
+    features: VGG | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    **initial: Any,
+) -> Explorer:
+    """Stable Diffusion steered by a painting while it draws a prompt.
+
+    Arguments:
+        pipe, features: the pipeline and the feature network; default the profile's.
+        pictures, initial: as in `style_transfer`.
+    """
+    shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
+    controls = {
+        "prompt": Text(value="a cat", continuous_update=False),
+        **_guidance_controls(shelf, scale=0.3, steps=models.budget(fast=2, mini=30, full=50)),
+        "guidance_scale": FloatSlider(value=models.guidance_scale(), min=1.0, max=20.0, step=0.5),
+    }
+
+    def begin(settings: Settings) -> Job:
+        loaded = load()
+        denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
+        return _guided(loaded, denoiser, loaded.vae_scale_factor, settings, shelf, load_features)
+
+    about = (
+        "A prompt for what, a painting for how. The style scale is a share of the predicted noise, 0 is the stock "
+        "pipeline; the window is the part of the steps that are guided."
+    )
+    name = "Guided Stable Diffusion"
+    return Explorer(name, about, controls, begin, look=shelf.look("painting"), initial=initial)
+
+
+def guided_ddpm(
+    *,
+    pipe: pipelines.StyleGuidedDDPMPipeline | None = None,
+    features: VGG | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    **initial: Any,
+) -> Explorer:
+    """An unconditional diffusion model steered by a painting; arguments as in `guided_stable_diffusion`."""
+    shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.ddpm), once(features, _features)
+    controls = _guidance_controls(shelf, scale=0.2, steps=models.budget(fast=2, mini=40, full=100))
+
+    def begin(settings: Settings) -> Job:
+        loaded = load()
+        return _guided(loaded, Denoiser(loaded.unet, Pixels()), 1, settings, shelf, load_features)
+
+    about = "A model that knows no prompt, steered by a painting. The style scale is a share of the predicted noise."
+    return Explorer("Guided DDPM", about, controls, begin, look=shelf.look("painting"), initial=initial)
+
+
+def sdedit(
+    *, model: PixelModel | None = None, pictures: Mapping[str, ImageSource] | None = None, **initial: Any
+) -> Explorer:
+    """SDEdit: a picture noised to a level and drawn anew from there towards a prompt.
+
+    Arguments:
+        model: text to image in pixels; default the profile's.
+        pictures, initial: as in `style_transfer`.
+    """
+    shelf, load = Shelf(pictures), once(model, pixel_model)
+    timesteps = _timesteps()
+    controls = {
+        "photo": shelf.control("chelsea"),
+        "prompt": Text(value="a cat", continuous_update=False),
+        "start": IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
+        "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
+        "seed": seed_box(),
+    }
+
+    def begin(settings: Settings) -> Job:
+        (photo,) = shelf.load(settings, "photo").values()
+        loaded = load()
+        picture = images.resize(images.crop_square(photo), loaded.size).to(loaded.device)
+        denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
+        steps = editing.edit(
+            denoiser, loaded.scheduler, picture, start=settings["start"], steps=timesteps,
+            generator=seeded(settings),
+        )  # fmt: skip
+        return _sampled(steps, {"photo": picture}, _pixel_weights(loaded), skipped=settings["start"])
+
+    about = (
+        f"The start is the number of the timestep that the picture is noised to, of {len(timesteps)}: the later, the "
+        "closer to the picture."
+    )
+    return Explorer("SDEdit", about, controls, begin, look=shelf.look("photo"), initial=initial)
+
+
+def anagram(*, model: PixelModel | None = None, **initial: Any) -> Explorer:
+    """A visual anagram: one prompt as it stands, another in a view; arguments as in `sdedit`."""
+    load, timesteps = once(model, pixel_model), _timesteps()
+    controls = {
+        "prompt": Text(value="a cat", continuous_update=False),
+        "other_prompt": Text(value="an owl", continuous_update=False),
+        "view": Dropdown(options=list(VIEWS)),
+        "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
+        "seed": seed_box(),
+    }
+
+    def begin(settings: Settings) -> Job:
+        loaded, view, draws = load(), VIEWS[settings["view"]], seeded(settings)
+        told = [
+            loaded.denoiser(settings[name], guidance_scale=settings["guidance_scale"])
+            for name in ("prompt", "other_prompt")
+        ]
+        steps = sampling.sample(
+            illusions.Anagram(told, [illusions.IDENTITY, view]), loaded.scheduler, loaded.noise(1, draws),
+            steps=timesteps, generator=draws,
+        )  # fmt: skip
+
+        def both(image: Tensor) -> Tensor:
+            return torch.cat([image, view.shown(image)], dim=-1)
+
+        return _sampled(steps, {}, _pixel_weights(loaded), seen=both)
+
+    about = "Left the picture as it is drawn, right its view: it should show the other prompt."
+    return Explorer("Visual anagram", about, controls, begin, initial=initial)
+
+
+def _guidance_controls(shelf: Shelf, *, scale: float, steps: int) -> dict[str, Any]:
+    names = [(name.removesuffix("Scheduler"), name) for name in schedulers.SUPPORTED]
+    return {
+        "painting": shelf.control("van-gogh-village-street-in-auvers"),
+        "style_scale": FloatSlider(value=scale, min=0.0, max=1.5, step=0.05),
+        "window": FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05),
+        "ramp": Dropdown(options=list(RAMPS)),
+        "style_loss": Dropdown(options=list(STATISTICS)),
+        "steps": IntSlider(value=steps, min=1, max=250),
+        "scheduler": Dropdown(options=names, value="DDIMScheduler"),
+        "seed": seed_box(),
+    }
+
+
+def _guided(
+    pipe: Any, denoiser: Denoiser, enlarged: int, settings: Settings, shelf: Shelf, load_features: Callable[[], VGG]
+) -> Job:
+    """The loop of a style-guided pipeline for one picture, ``enlarged`` times the size of its sample."""
+    guidance = Guidance(settings["style_scale"], window=settings["window"], ramp=settings["ramp"])
+    side = pipe.unet.config.sample_size
+    grid = (side, side) if isinstance(side, int) else tuple(side)
+    inputs, objective, networks = {}, None, []
+    if guidance.is_on:
+        inputs, networks = shelf.load(settings, "painting"), [load_features()]
+        size = tuple(enlarged * each for each in grid)
+        objective = pipelines.StyleObjective(
+            networks[0], list(inputs.values()), size, style_loss=settings["style_loss"]
+        )
+    scheduler, draws = _scheduler(pipe.scheduler, settings["scheduler"]), seeded(settings)
+    x = randn_tensor((1, pipe.unet.config.in_channels, *grid), draws, pipe.device, denoiser.dtype)
+    x = x * schedulers.timed(scheduler, settings["steps"], device=pipe.device).init_noise_sigma
+    steps = sampling.sample(
+        denoiser, scheduler, x, steps=settings["steps"], objective=objective, guidance=guidance, generator=draws
+    )  # fmt: skip
+
+    def weights() -> dict[str, str | None]:
+        hashes = {network.name: network.sha256 for network in networks}
+        return {Path(pipe.name_or_path).name: drawings.pipeline_sha256(pipe), **hashes}
+
+    return _sampled(steps, inputs, weights)
+
+
+def _scheduler(original: SchedulerMixin, name: str) -> SchedulerMixin:
+    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    return getattr(diffusers, name).from_config(original.config, **options)
+
+
+def _sampled(
+    steps: Iterator[sampling.Step],
+    inputs: dict[str, Tensor],
+    weights: Weights,
+    *,
+    skipped: int = 0,
+    seen: Callable[[Tensor], Tensor] = lambda image: image,
+) -> Job:
+    """A denoising loop: shown is x̂0, and at the end the sample; ``seen`` maps either to what is looked at."""
+    return Job(
+        steps,
+        picture=lambda step: seen(step.image),
+        final=lambda step: seen(step.sample_image),
+        loss=lambda step: step.trace["loss"][0] if step.trace is not None else None,
+        note=lambda step: f"timestep {step.timestep}",
+        inputs=inputs,
+        weights=weights,
+        skipped=skipped,
+    )
+
+
+def _pixel_weights(model: PixelModel) -> Weights:
+    return lambda: {"pixel U-Net": models.weights_sha256(model.unet)}
+
+
+def _features() -> VGG:
+    return models.features(precision="auto")
+
+
+def _timesteps() -> list[int]:
+    """The course's 990, 960, ..., 0."""
+    return strided_timesteps(models.budget(fast=330, mini=30, full=30))
