@@ -10,13 +10,13 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-import diffusers
 import numpy as np
 import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
 from ex4lib import images, metrics, models, transfer
+from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
@@ -70,8 +70,7 @@ def drawn(
     def compute() -> Run:
         original = pipe.scheduler
         if scheduler is not None:
-            options = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
-            pipe.scheduler = getattr(diffusers, scheduler).from_config(original.config, **options)
+            pipe.scheduler = schedulers.named(scheduler, original)
         pictures, rows, started = {}, [], time.perf_counter()
         try:
             for start in range(0, len(seeds), batch):

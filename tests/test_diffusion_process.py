@@ -147,3 +147,16 @@ def test_clipping_is_switched_off_and_on_again():
     with schedulers.without_clipping(scheduler):
         assert not schedulers.clips(scheduler)
     assert scheduler.config.clip_sample
+
+
+@pytest.mark.parametrize("name", schedulers.SUPPORTED)
+def test_a_named_scheduler_keeps_the_noise_schedule(name):
+    original = diffusers.DDIMScheduler(beta_start=0.001, beta_end=0.01, beta_schedule="scaled_linear")
+    found = schedulers.named(name, original)
+    assert type(found).__name__ == name
+    torch.testing.assert_close(found.alphas_cumprod, original.alphas_cumprod)
+
+
+def test_a_scheduler_that_guidance_does_not_know_is_not_named():
+    with pytest.raises(ValueError, match=r"must be one of DDPMScheduler, .*got 'LMSDiscreteScheduler'"):
+        schedulers.named("LMSDiscreteScheduler", diffusers.DDIMScheduler())

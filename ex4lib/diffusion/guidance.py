@@ -77,7 +77,7 @@ class Guidance:
         ValueError: a value that is none of these.
     """
 
-    scale: float | tuple[float, ...] = 0.3
+    scale: float | tuple[float, ...] = 0.2
     method: str = "noise"
     unit: str = "noise"
     window: tuple[float, float] = (0.0, 1.0)

@@ -51,6 +51,18 @@ def check(scheduler: SchedulerMixin) -> SchedulerMixin:
     return scheduler
 
 
+def named(name: str, original: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler by its class name, with the noise schedule of another; PNDM without its Runge-Kutta warm-up.
+
+    Raises:
+        ValueError: none of `SUPPORTED`.
+    """
+    if name not in SUPPORTED:
+        raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {name!r}")
+    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    return getattr(diffusers, name).from_config(original.config, **options)
+
+
 def timed(
     scheduler: SchedulerMixin, steps: int | Sequence[int], *, device: torch.device | str = "cpu", start: int = 0
 ) -> SchedulerMixin:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from ipywidgets import Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
 from torch import Tensor
@@ -57,7 +55,7 @@ def guided_stable_diffusion(
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
     controls = {
         "prompt": Text(value="a cat", continuous_update=False),
-        **_guidance_controls(shelf, scale=0.3, steps=models.budget(fast=2, mini=30, full=50)),
+        **_guidance_controls(shelf, steps=models.budget(fast=2, mini=30, full=50)),
         "guidance_scale": FloatSlider(value=models.guidance_scale(), min=1.0, max=20.0, step=0.5),
     }
 
@@ -83,7 +81,7 @@ def guided_ddpm(
 ) -> Explorer:
     """An unconditional diffusion model steered by a painting; arguments as in `guided_stable_diffusion`."""
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.ddpm), once(features, _features)
-    controls = _guidance_controls(shelf, scale=0.2, steps=models.budget(fast=2, mini=40, full=100))
+    controls = _guidance_controls(shelf, steps=models.budget(fast=2, mini=40, full=100))
 
     def begin(settings: Settings) -> Job:
         loaded = load()
@@ -161,11 +159,11 @@ def anagram(*, model: PixelModel | None = None, **initial: Any) -> Explorer:
     return Explorer("Visual anagram", about, controls, begin, initial=initial)
 
 
-def _guidance_controls(shelf: Shelf, *, scale: float, steps: int) -> dict[str, Any]:
+def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
     names = [(name.removesuffix("Scheduler"), name) for name in schedulers.SUPPORTED]
     return {
         "painting": shelf.control("van-gogh-village-street-in-auvers"),
-        "style_scale": FloatSlider(value=scale, min=0.0, max=1.5, step=0.05),
+        "style_scale": FloatSlider(value=Guidance().scale, min=0.0, max=1.5, step=0.05),
         "window": FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05),
         "ramp": Dropdown(options=list(RAMPS)),
         "style_loss": Dropdown(options=list(STATISTICS)),
@@ -189,7 +187,7 @@ def _guided(
         objective = pipelines.StyleObjective(
             networks[0], list(inputs.values()), size, style_loss=settings["style_loss"]
         )
-    scheduler, draws = _scheduler(pipe.scheduler, settings["scheduler"]), seeded(settings)
+    scheduler, draws = schedulers.named(settings["scheduler"], pipe.scheduler), seeded(settings)
     x = randn_tensor((1, pipe.unet.config.in_channels, *grid), draws, pipe.device, denoiser.dtype)
     x = x * schedulers.timed(scheduler, settings["steps"], device=pipe.device).init_noise_sigma
     steps = sampling.sample(
@@ -201,11 +199,6 @@ def _guided(
         return {Path(pipe.name_or_path).name: drawings.pipeline_sha256(pipe), **hashes}
 
     return _sampled(steps, inputs, weights)
-
-
-def _scheduler(original: SchedulerMixin, name: str) -> SchedulerMixin:
-    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
-    return getattr(diffusers, name).from_config(original.config, **options)
 
 
 def _sampled(
