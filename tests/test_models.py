@@ -59,7 +59,7 @@ def test_deeper_layers_are_the_file_s_in_order(offline):
 
 
 def test_the_offline_network_s_mean_activations_are_one(offline):
-    pictures = [images.load(name, 256) for name in images.names()]
+    pictures = [images.load(name, 256) for name in images.names() if not name.startswith("look-")]
     assert unit_activation_scales(offline, pictures) == pytest.approx([1.0] * 13, rel=1e-3)
 
 

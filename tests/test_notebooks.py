@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from tests.random_models import save_ddpm, save_judge, save_stable_diffusion
+from tests.random_models import save_ddpm, save_deepfloyd, save_judge, save_stable_diffusion, save_upsampler
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -33,6 +33,9 @@ def random_models(tmp_path_factory):
         )
     save_ddpm(folder / "ddpm-celebahq-256")
     save_stable_diffusion(folder / "stable-diffusion-v1-5")
+    save_stable_diffusion(folder / "stable-diffusion-2-1-base")
+    save_deepfloyd(folder / "IF-I-XL-v1.0")
+    save_upsampler(folder / "IF-II-L-v1.0")
     save_judge(folder / "clip-vit-base-patch32")
     return folder
 

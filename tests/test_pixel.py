@@ -1,13 +1,17 @@
 """Text to image in pixels: one face for DeepFloyd's classes and for the embedded model's folder."""
 
+import dataclasses
+
+import diffusers
 import pytest
 import torch
 
+from ex4lib import images, models
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.pixel import pixel_model
+from ex4lib.diffusion.pixel import pixel_model, upsampler
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import finish, sample
-from tests.random_models import save_deepfloyd, save_pixel
+from tests.random_models import save_deepfloyd, save_pixel, save_upsampler
 
 
 @pytest.fixture(scope="module", params=[save_pixel, save_deepfloyd], ids=["mini-pixel", "DeepFloyd"])
@@ -49,3 +53,42 @@ def test_a_gated_model_says_how_to_get_access(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="DeepFloyd IF is gated; accept its licence"):
         pixel_model("DeepFloyd/IF-I-XL-v1.0")
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory):
+    return pixel_model(str(save_deepfloyd(tmp_path_factory.mktemp("first") / "model")))
+
+
+def test_the_second_stage_is_the_stock_pipeline_between_0_and_1(first_stage, tmp_path, picture):
+    second = upsampler(first_stage, str(save_upsampler(tmp_path / "second")))
+    image = picture(16, 16, batch=2, dtype=torch.float32)
+    found = second(image, "a cat", steps=3, guidance_scale=3.0, noise_level=100, generator=seeded())
+    stock = diffusers.IFSuperResolutionPipeline.from_pretrained(tmp_path / "second", watermarker=None)
+    stock.set_progress_bar_config(disable=True)
+    expected = stock(
+        image=[images.to_pil(each) for each in image], prompt_embeds=first_stage.encode(["a cat"] * 2),
+        negative_prompt_embeds=first_stage.encode(["", ""]), num_inference_steps=3, guidance_scale=3.0,
+        noise_level=100, generator=seeded(), output_type="np",
+    ).images  # fmt: skip
+    assert found.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(found, torch.from_numpy(expected).permute(0, 3, 1, 2), atol=0.02, rtol=0)  # 8 bits in
+    with pytest.raises(ValueError, match="image must lie in"):
+        second(2 * image - 1, "a cat")
+
+
+def test_the_mini_profile_has_no_second_stage(first_stage, monkeypatch):
+    assert upsampler(first_stage) is None
+    monkeypatch.setenv("EX4_PROFILE", "full")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"IF-II-L-v1\.0 could not be loaded"):
+        upsampler(first_stage)
+
+
+def test_a_models_hash_knows_its_text_encoder(model, monkeypatch):
+    same = dataclasses.replace(model)
+    assert same.sha256 == model.sha256
+    other = dataclasses.replace(model, text_encoder=torch.nn.Linear(2, 2))
+    assert other.sha256 != model.sha256 and other.sha256.split("-")[1] == model.sha256.split("-")[1]
+    monkeypatch.setattr(models, "weights_sha256", lambda _: pytest.fail("hashed again"))
+    assert len(model.sha256) == 33

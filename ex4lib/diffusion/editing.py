@@ -77,7 +77,7 @@ def inpaint(
     `sampling.sample` is RePaint's resampling, which lets the two parts grow together.
 
     Arguments:
-        image: ``(1, 3, H, W)`` in [0, 1], of the denoiser's size; it is drawn as often as ``denoiser`` has prompts.
+        image: ``(B, 3, H, W)`` in [0, 1], of the denoiser's size, one for each of its prompts.
         mask: ``(1, 1, H, W)``, 1 is drawn anew. Samples at a lower resolution use its average pooling, rounded.
         start: timestep number to begin with; above 0 the masked part begins from the noised image, as in SDEdit.
 
