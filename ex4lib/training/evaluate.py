@@ -180,8 +180,8 @@ def evaluate_ddpm(judge, scenes, device):
     """The judge tells faces from all other things; the nearest training picture stands under every sample."""
     unet = DDPMPipeline.from_pretrained(MODELS / "mini-ddpm").unet.eval().to(device)
     x = draw_faces(unet, 40)
-    kinds = [t.kind in ("face", "head", "person") for t in THINGS.values()]
-    best = judge.scores(x, [with_article(t.phrases[0]) for t in THINGS.values()]).argmax(1)
+    kinds = torch.tensor([t.kind in ("face", "head", "person") for t in THINGS.values()])
+    captions = [with_article(t.phrases[0]) for t in THINGS.values()]
     known = to_tensor(np.asarray(face_pictures(networks.SIZES["mini-ddpm"]))) / 2 + 0.5
     distance = torch.stack([(known - p).square().mean((1, 2, 3)) for p in x[:16]])
     nearest = known[distance.argmin(1)]
@@ -190,7 +190,8 @@ def evaluate_ddpm(judge, scenes, device):
         "mini-ddpm",
         {
             "samples": len(x),
-            "called_a_face_by_the_judge": _share(torch.tensor(kinds)[best]),
+            "called_a_face_by_the_judge": _share(kinds[judge.scores(x, captions).argmax(1)]),
+            "training_pictures_called_a_face": _share(kinds[judge.scores(known[::8], captions).argmax(1)]),
             "rmse_to_nearest_training_picture": round(float(distance.min(1).values.sqrt().mean()), 4),
         },
     )
