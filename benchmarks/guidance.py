@@ -26,12 +26,13 @@ import torch
 from common import machine, peak_mib, table
 from torch import Tensor
 
-from ex4lib import drawings, images, metrics, models
+from ex4lib import images, metrics, models
 from ex4lib.diffusion import pipelines, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, frozen
 from ex4lib.diffusion.guidance import CHEAP, FREEDOM, FULL, Guidance
 from ex4lib.diffusion.sampling import sample
 from ex4lib.statistics import Gram
+from ex4lib.studies import drawings
 
 PROMPT, STYLE = "a cat", "van-gogh-village-street-in-auvers"
 MODES = {

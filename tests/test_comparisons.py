@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ex4lib import comparisons, figures
+from ex4lib import figures
 from ex4lib.metrics import kernel_distance
+from ex4lib.studies import comparisons
 
 
 def judged(count: int, seed: int, shift: float = 0.0) -> dict[str, list]:

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from ex4lib import distillations, images, metrics
+from ex4lib import images, metrics
 from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil_prompt
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.scores import literal_coefficient, tweedie_coefficients
-from ex4lib.distillations import EDITS, LACKING, PROMPTS, Edit, Encoded
 from ex4lib.judge import Judge
+from ex4lib.studies import distillations
+from ex4lib.studies.distillations import EDITS, LACKING, PROMPTS, Edit, Encoded
 from ex4lib.training.prompts import unknown_words
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 

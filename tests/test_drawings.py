@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from ex4lib import drawings, metrics
+from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
 from ex4lib.judge import Judge
+from ex4lib.studies import drawings
 from tests.random_models import random_network, save_ddpm, save_judge
 
 

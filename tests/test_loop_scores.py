@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ex4lib import loop_scores, metrics
+from ex4lib import metrics
+from ex4lib.studies import loop_scores
 from tests.opinions import Opinionated, plain
 from tests.random_models import random_network
 

@@ -4,14 +4,15 @@ import diffusers
 import pytest
 import torch
 
-from ex4lib import loops, metrics
+from ex4lib import metrics
 from ex4lib.diffusion import editing, illusions
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
 from ex4lib.diffusion.pixel import pixel_model, upsampler
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
-from ex4lib.drawings import stack
+from ex4lib.studies import loops
+from ex4lib.studies.drawings import stack
 from tests.random_models import random_network, save_deepfloyd, save_pixel, save_stable_diffusion, save_upsampler
 
 STEPS = (900, 600, 300, 0)

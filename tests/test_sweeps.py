@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
-from ex4lib import drawings, models, sweeps
+from ex4lib import models
 from ex4lib.judge import Judge
+from ex4lib.studies import drawings, sweeps
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 GRID = {

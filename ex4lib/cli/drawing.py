@@ -146,7 +146,7 @@ def sweep(
 
     Example: python -m ex4lib sweep sweep.yaml -o sweep.csv; over several GPUs: accelerate launch -m ex4lib sweep ...
     """
-    from ex4lib import sweeps
+    from ex4lib.studies import sweeps
 
     check_output(output, (".csv",))
     rows = sweeps.sweep(sweeps.read(config))

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ipywidgets import Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
 from torch import Tensor
 
-from ex4lib import drawings, images, models
+from ex4lib import images, models
 from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
 from ex4lib.diffusion.guidance import RAMPS, Guidance
@@ -23,6 +23,7 @@ from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
+from ex4lib.studies import drawings
 from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Weights

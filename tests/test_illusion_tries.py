@@ -5,19 +5,20 @@ import math
 import pytest
 import torch
 
-from ex4lib import illusion_studies, loops, metrics
+from ex4lib import metrics
 from ex4lib.diffusion.illusions import low_pass
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.pixel import pixel_model
-from ex4lib.drawings import interval, stack
 from ex4lib.judge import Judge
+from ex4lib.studies import illusion_tries, loops
+from ex4lib.studies.drawings import interval, stack
 from tests.opinions import Opinionated, plain
 from tests.random_models import save_judge, save_pixel, save_stable_diffusion
 
 
 def test_illusions_against_explicit_sums():
     views = [torch.cat([plain(1.0, 0, 0), plain(0.8, 0.6, 0)]), torch.cat([plain(0, 1.0, 0), plain(1.0, 0, 0)])]
-    found = illusion_studies.illusion_scores(Opinionated(), views, ["red", "green"])
+    found = illusion_tries.illusion_scores(Opinionated(), views, ["red", "green"])
     assert found["alignment"] == pytest.approx([1.0, 0.0])
     assert found["agreement"] == [1.0, 0.5]
 
@@ -27,12 +28,12 @@ def test_illusions_against_explicit_sums():
     assert found["concealment"] == pytest.approx([share(1, 0), (share(0.8, 0.6) + share(0, 1)) / 2], rel=1e-5)
     assert found["scores"][1] == [pytest.approx([0.8, 0.6]), pytest.approx([1.0, 0.0])]
     with pytest.raises(ValueError, match="one view for each prompt, got 2 and 1"):
-        illusion_studies.illusion_scores(Opinionated(), views, ["red"])
+        illusion_tries.illusion_scores(Opinionated(), views, ["red"])
 
 
 def test_distances_add_up(picture):
     image = picture(32, 32, dtype=torch.float32)
-    low, high = illusion_studies.distances(image)
+    low, high = illusion_tries.distances(image)
     torch.testing.assert_close(low + high - 0.5, image, atol=1e-5, rtol=0)
     assert low.std() < image.std()
 
@@ -49,7 +50,7 @@ def judge(tmp_path_factory):
 
 def test_the_best_try_is_shown_and_all_are_scored(model, judge):
     told = loops.TwoViews(("a cat", "a dog"), ("identity", "180° rotation"), 4.0)
-    tries = illusion_studies.anagram(model, judge, told, [7, 5, 6], steps=3)
+    tries = illusion_tries.anagram(model, judge, told, [7, 5, 6], steps=3)
     pictures = stack(loops.native(tries.run))  # by seed: 5, 6, 7
     upright, turned = (judge.scores(x, told.prompts) for x in (pictures, pictures.flip(-1, -2)))
     alignment = torch.minimum(upright[:, 0], turned[:, 1])
@@ -63,9 +64,9 @@ def test_the_best_try_is_shown_and_all_are_scored(model, judge):
 
 
 def test_a_hybrid_is_seen_from_afar_from_near_and_by_its_detail(model, judge):
-    tries = illusion_studies.hybrid(model, judge, loops.TwoDistances("a cat", "a dog", 4.0), [0, 1], steps=3)
+    tries = illusion_tries.hybrid(model, judge, loops.TwoDistances("a cat", "a dog", 4.0), [0, 1], steps=3)
     pictures = stack(loops.native(tries.run))
-    expected = illusion_studies.illusion_scores(judge, [low_pass(pictures), pictures], ["a cat", "a dog"])
+    expected = illusion_tries.illusion_scores(judge, [low_pass(pictures), pictures], ["a cat", "a dog"])
     assert tries.scores["shares"] == expected["shares"]
     assert tries.shown == expected["concealment"].index(max(expected["concealment"]))
     (whole, near, _), (low, far, _), (high, fine, score) = tries.looks
@@ -80,7 +81,7 @@ def test_a_table_tells_means_with_intervals():
     rows = {
         name: {"alignment": [0.1, 0.3, 0.2], "concealment": [0.5] * 3, "agreement": [1.0, 0.5, 1.0]} for name in "ab"
     }
-    head, first, _ = illusion_studies.table(rows).splitlines()
+    head, first, _ = illusion_tries.table(rows).splitlines()
     assert head.split() == ["alignment", "concealment", "agreement"]
     mean, low, high = interval([0.1, 0.3, 0.2])
     assert first.startswith("a") and f"{mean:.3f} ({low:.3f}, {high:.3f})" in first and "0.500 (0.500, 0.500)" in first
@@ -89,11 +90,11 @@ def test_a_table_tells_means_with_intervals():
 def test_latents_do_not_turn_as_pictures_do(tmp_path, picture):
     pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path))
     image = picture(32, 32, dtype=torch.float32)
-    run = illusion_studies.through_latents(pipe, image)
+    run = illusion_tries.through_latents(pipe, image)
     with torch.no_grad():
         latents = pipe.vae.encode(2 * image - 1).latent_dist.mode()
         plain_again, flipped = ((pipe.vae.decode(x).sample / 2 + 0.5).clamp(0, 1) for x in (latents, latents.flip(-2)))
     assert run.values["plain"] == pytest.approx(metrics.psnr(plain_again, image), abs=0.01)
     assert run.values["flipped"] == pytest.approx(metrics.psnr(flipped.flip(-2), image), abs=0.01)
     assert (run.pictures["flipped"] - run.pictures["plain"]).abs().mean() > 0.01
-    assert illusion_studies.through_latents(pipe, image).provenance == run.provenance
+    assert illusion_tries.through_latents(pipe, image).provenance == run.provenance

@@ -19,10 +19,10 @@ from ex4lib import grading, images, metrics, models
 from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork, Step, distil, distil_prompt
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.diffusion.scores import SDS, VSD
-from ex4lib.drawings import pipeline_sha256
 from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
+from ex4lib.studies.drawings import pipeline_sha256
 
 
 @dataclasses.dataclass(frozen=True)

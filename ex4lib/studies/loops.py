@@ -27,10 +27,10 @@ from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, Style
 from ex4lib.diffusion.pixel import PixelModel, Upsampler
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import Step, finish, sample
-from ex4lib.drawings import pipeline_sha256, stack
 from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
-from ex4lib.loop_scores import fidelity
+from ex4lib.studies.drawings import pipeline_sha256, stack
+from ex4lib.studies.loop_scores import fidelity
 
 Model = PixelModel | StyleGuidedStableDiffusionPipeline
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from ex4lib import images, metrics, studies, transfer
+from ex4lib import images, metrics, transfer
+from ex4lib.studies import transfers
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def test_small_pictures_are_judged_at_their_own_size(offline, pictures):
 def test_snapshots_are_those_of_a_shorter_run(offline, pictures):
     recipe = dataclasses.replace(transfer.DEFAULT, style_layers=("relu1_1", "relu2_1"), layer_weights=None)
     options = {"recipe": recipe, "ratio": 1.0}
-    long = studies.weighted(offline, offline, *pictures, evaluations=6, snapshots=(3,), **options)
-    short = studies.weighted(offline, offline, *pictures, evaluations=3, **options)
+    long = transfers.weighted(offline, offline, *pictures, evaluations=6, snapshots=(3,), **options)
+    short = transfers.weighted(offline, offline, *pictures, evaluations=3, **options)
     assert set(long.pictures) == {"at3", "at6"}
     assert long.values["3"] == short.values["3"]
     assert torch.equal(long.pictures["at3"], short.pictures["at3"])
@@ -35,7 +36,7 @@ def test_snapshots_are_those_of_a_shorter_run(offline, pictures):
 def test_the_ratio_orders_content_error(offline, pictures):
     recipe = dataclasses.replace(transfer.DEFAULT, style_layers=("relu1_1", "relu2_1"), layer_weights=None)
     errors = [
-        studies.weighted(offline, offline, *pictures, recipe=recipe, ratio=ratio, evaluations=15).values["15"][
+        transfers.weighted(offline, offline, *pictures, recipe=recipe, ratio=ratio, evaluations=15).values["15"][
             "content_error"
         ]
         for ratio in (0.01, 1.0, 100.0)
@@ -45,7 +46,7 @@ def test_the_ratio_orders_content_error(offline, pictures):
 
 def test_bisection_ends_at_the_content_error(offline, pictures):
     recipe = dataclasses.replace(transfer.DEFAULT, style_layers=("relu1_1", "relu2_1"), layer_weights=None)
-    ratio, run = studies.at_content_error(
+    ratio, run = transfers.at_content_error(
         offline, offline, *pictures, recipe=recipe, target=0.3, evaluations=15, tolerance=0.1, rounds=15
     )
     assert run.values["15"]["content_error"] == pytest.approx(0.3, rel=0.11)
@@ -54,9 +55,9 @@ def test_bisection_ends_at_the_content_error(offline, pictures):
 
 def test_inversion_and_texture_report_what_they_optimised(offline, pictures):
     content, style = pictures
-    inverted = studies.inversion(offline, content, "conv_1", evaluations=20)
+    inverted = transfers.inversion(offline, content, "conv_1", evaluations=20)
     assert inverted.provenance["config"]["layer"] == "conv1_1"
     assert inverted.values["feature_error"] == pytest.approx(min(inverted.values["losses"]), rel=1e-4)
-    made = studies.texture(offline, offline, style, ["relu1_1"], judged=["relu1_1", "relu2_1"], evaluations=20)
+    made = transfers.texture(offline, offline, style, ["relu1_1"], judged=["relu1_1", "relu2_1"], evaluations=20)
     assert made.values["distances"]["relu1_1"] < made.values["losses"][0]
     assert set(made.values["distances"]) == {"relu1_1", "relu2_1"}

@@ -20,10 +20,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ex4lib import drawings, images, models
+from ex4lib import images, models
 from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.statistics import STATISTICS
+from ex4lib.studies import drawings
 
 #: What `drawings.judged` says of a picture and a table holds.
 SCORES = ("gram", "meanvar", "colour", "texture", "agrees", "score", "content")
