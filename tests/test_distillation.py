@@ -6,9 +6,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
-from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil
+from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil, distil_prompt
+from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean
 from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, literal_coefficient, tweedie_coefficients
+from tests.random_models import save_stable_diffusion
 
 D = torch.float64
 SCHEDULERS = {
@@ -226,3 +228,13 @@ def test_wrong_input_is_refused(samples):
         distil(rule, Canvas(clean), Pixels(), t_range=(0.9, 0.1))
     with pytest.raises(ValueError, match="form must be tweedie or literal"):
         PDS(Wish(wish), Wish(wish), clean, SCHEDULER, "other")
+
+
+@pytest.mark.parametrize("loss", ["sds", "dds"])
+def test_a_half_precision_pipeline_is_distilled_into_float32(loss, tmp_path):
+    """Steps of a thousandth of a latent are below bfloat16's resolution at 1."""
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path)).to(torch.bfloat16)
+    edit = {"source": torch.rand(1, 3, 32, 32), "source_prompt": "a dog"} if loss == "dds" else {}
+    steps = list(distil_prompt(pipe, "a cat", loss=loss, steps=3, learning_rate=1e-3, **edit))
+    clean = [step.clean for step in steps]
+    assert clean[0].dtype == torch.float32 and (clean[2] != clean[1]).float().mean() > 0.9

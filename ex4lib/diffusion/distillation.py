@@ -71,6 +71,29 @@ class CoordinateNetwork(nn.Module):
         return self.layers(self.encoded).T.reshape(1, *self.shape)
 
 
+class Encoded(nn.Module):
+    """Pixels under a model of latents: ``x0 = E(tanh(p))``, E the encoder, p what a canvas of three channels renders.
+
+    Arguments:
+        pixels: gives ``(B, 3, H, W)``, unbounded.
+        vae: the autoencoder; gradients pass its encoder, its weights are no parameters of the canvas.
+    """
+
+    def __init__(self, pixels: nn.Module, vae: nn.Module):
+        super().__init__()
+        self.pixels, self._vae = pixels, (vae,)  # in a tuple: unregistered
+
+    def forward(self) -> Tensor:
+        (vae,) = self._vae
+        posterior = vae.encode(self.pixels().tanh().to(vae.dtype)).latent_dist
+        return posterior.mode().float() * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """The pixels themselves, ``(B, 3, H, W)`` in [0, 1]: no decoder tidies them."""
+        return self.pixels().tanh() / 2 + 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One update. ``gradient_rms`` is that of the rule in x0, ``loss`` the objective's ``(B,)`` if there is one."""
@@ -202,12 +225,12 @@ def distil_prompt(
     generator = torch.Generator().manual_seed(seed)
     denoiser = pipe.denoiser(prompt, **told)
     if edits:
-        start = denoiser.space.encode(_fitting(source, pipe))
+        start = denoiser.space.encode(_fitting(source, pipe)).float()  # bfloat16 would round AdamW's steps away
         before = pipe.denoiser(source_prompt, **told)
         rule = (PDS if loss == "pds" else DDS)(denoiser, before, start, pipe.scheduler, **of_rule)
     else:
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        start = torch.randn(1, channels, side, side, generator=generator).to(pipe.device, pipe.unet.dtype)
+        start = torch.randn(1, channels, side, side, generator=generator).to(pipe.device)
         rule = (SDS if loss == "sds" else VSD)(denoiser, pipe.scheduler, **of_rule)
     return _closing(
         rule, distil(rule, Canvas(start), denoiser.space, steps=steps or count, generator=generator, **options)

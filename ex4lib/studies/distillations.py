@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ex4lib import grading, images, metrics, models
-from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork, Step, distil, distil_prompt
+from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork, Encoded, Step, distil, distil_prompt
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.diffusion.scores import SDS, VSD
 from ex4lib.experiments import Run, stored
@@ -62,29 +62,6 @@ LACKING = {
 }
 #: Learning rates of the canvases of `particles`; the assignment's for latents.
 LEARNING_RATES = {"latents": 0.1, "pixels": 0.05, "coordinates": 0.005}
-
-
-class Encoded(nn.Module):
-    """Pixels under a model of latents: ``x0 = E(tanh(p))``, E the encoder, p what a canvas of three channels renders.
-
-    Arguments:
-        pixels: gives ``(B, 3, H, W)``, unbounded.
-        vae: the autoencoder; gradients pass its encoder, its weights are no parameters of the canvas.
-    """
-
-    def __init__(self, pixels: nn.Module, vae: nn.Module):
-        super().__init__()
-        self.pixels, self._vae = pixels, (vae,)  # in a tuple: unregistered
-
-    def forward(self) -> Tensor:
-        (vae,) = self._vae
-        posterior = vae.encode(self.pixels().tanh().to(vae.dtype)).latent_dist
-        return posterior.mode().float() * vae.config.scaling_factor
-
-    @torch.no_grad()
-    def picture(self) -> Tensor:
-        """The pixels themselves, ``(B, 3, H, W)`` in [0, 1]: no decoder tidies them."""
-        return self.pixels().tanh() / 2 + 0.5
 
 
 def distilled(
@@ -186,8 +163,7 @@ def particles(
 
 def style_objective(pipe, features: VGG, style: Tensor) -> StyleObjective:
     """The Gram loss of a painting for pictures of the pipeline's size."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return StyleObjective(features, [style], (side, side))
+    return StyleObjective(features, [style], (_pixels(pipe), _pixels(pipe)))
 
 
 def balanced_weight(pipe, features: VGG, style: Tensor, run: Run, share: float) -> float:
@@ -196,7 +172,8 @@ def balanced_weight(pipe, features: VGG, style: Tensor, run: Run, share: float) 
     ``share · mean_t rms(rule) / rms(∇ style)``, to three digits: a share means the same for every painting and model.
     """
     space = pipe.denoiser(run.provenance["config"]["prompt"], guidance_scale=1.0).space
-    clean = space.encode(run.pictures["0"].to(pipe.device)).float().requires_grad_()
+    picture = images.resize(run.pictures["0"], _pixels(pipe)).to(pipe.device)
+    clean = space.encode(picture).float().requires_grad_()
     with torch.enable_grad():
         loss = style_objective(pipe, features, style)(space.decode(clean)).sum()
     (gradient,) = torch.autograd.grad(loss, clean)
@@ -285,10 +262,14 @@ def _finished(loop: Iterator[Step], frames: Sequence[int] = (), picture: Callabl
     return Run({"gradient_rms": rms, "seconds": sorted(seconds)[len(seconds) // 2]}, kept)
 
 
+def _pixels(pipe) -> int:
+    """The side of what the pipeline draws."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
 def _canvas(pipe, name: str, generators: Sequence[torch.Generator], seed: int) -> nn.Module:
     """A canvas at its start: noise for latents and, faint, for pixels."""
-    side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-    pixels = side * pipe.vae_scale_factor
+    side, channels, pixels = pipe.unet.config.sample_size, pipe.unet.config.in_channels, _pixels(pipe)
     if name == "coordinates":
         return Encoded(CoordinateNetwork((3, pixels, pixels), seed=seed), pipe.vae).to(pipe.device)
     shape = (1, channels, side, side) if name == "latents" else (1, 3, pixels, pixels)
