@@ -4,15 +4,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
 from ex4lib.training import mini, networks
+from ex4lib.training.contrastive import in_another_look
 from ex4lib.training.mini import Training, checkpoint_path, train
 from ex4lib.training.recipe import MODELS, Recipe, generator, strange, to_tensor
 from ex4lib.training.recipes import RECIPES, Diffusion, latent_scheduler
+from ex4lib.training.words import NAMED_LOOKS
 
 
 def shipped(*parts):
@@ -229,3 +232,12 @@ def test_every_model_has_a_card_and_its_numbers():
         assert (MODELS / name / "README.md").exists()
         assert json.loads((MODELS / name / "evaluation.json").read_text())["measured"]
     assert all(word in (MODELS / "ATTRIBUTION.md").read_text() for word in ("CC BY 4.0", "Apache-2.0", "MIT"))
+
+
+def test_a_caption_in_another_look_names_another_look_and_nothing_else_new():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        assert in_another_look("a cat", "plain", rng).removeprefix("a cat, ") in NAMED_LOOKS
+        swapped = in_another_look("a mosaic of a cat on grass", "mosaic", rng)
+        head, tail = swapped.split(" of a cat on grass")
+        assert head.removeprefix("a ") in set(NAMED_LOOKS) - {"mosaic"} and tail == ""

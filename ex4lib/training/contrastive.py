@@ -10,7 +10,7 @@ from . import networks
 from .pictures import Pictures
 from .recipe import Recipe, generator, strange, to_tensor
 from .things import THINGS
-from .words import GROUNDS, LOOKS
+from .words import GROUNDS, LOOKS, NAMED_LOOKS
 
 
 class WithHeads(torch.nn.Module):
@@ -22,9 +22,18 @@ class WithHeads(torch.nn.Module):
         self.heads = torch.nn.Linear(clip.config.projection_dim, len(THINGS) + len(GROUNDS) + len(LOOKS))
 
 
+def in_another_look(caption: str, look: str, rng: np.random.Generator) -> str:
+    """The caption of a scene in `look` as it would be of the same scene in one of the other named looks."""
+    other = rng.choice([each for each in NAMED_LOOKS if each != look])
+    return caption.replace(look, other) if look in NAMED_LOOKS else f"{caption}, {other}"
+
+
 @dataclass
 class Contrastive(Recipe):
-    """CLIP's symmetric loss (equal scenes are all right answers), plus naming things, ground and look."""
+    """CLIP's symmetric loss (equal scenes are all right answers), plus naming things, ground and look.
+
+    The judge also learns to prefer each caption over itself in another look, which scarcely ever meets it in a batch.
+    """
 
     stream: str = "train"
     judge: bool = False
@@ -59,6 +68,9 @@ class Contrastive(Recipe):
         x = x + rng.uniform(0, 0.08) * torch.randn(x.shape, generator=g)
         captions = [strange(self.pictures.said[i]["caption"], rng) for i in chosen]
         tokens = self.words(captions, padding=True, truncation=True, return_tensors="pt").input_ids
+        looks = [self.pictures.said[i]["look"] for i in chosen]
+        wrong = [in_another_look(*said, rng) for said in zip(captions, looks, strict=True)] if self.judge else []
+        wrong = self.words(wrong, padding=True, truncation=True, return_tensors="pt").input_ids if wrong else None
         targets = torch.zeros(len(x), len(THINGS))
         for row, i in enumerate(chosen):
             targets[row, self.things[i]] = 1
@@ -67,6 +79,7 @@ class Contrastive(Recipe):
         return {
             "x": x,
             "tokens": tokens,
+            "wrong": wrong,
             "things": targets,
             "ground": torch.from_numpy(self.ground[chosen]),
             "look": torch.from_numpy(self.look[chosen]),
@@ -83,7 +96,11 @@ class Contrastive(Recipe):
             total = total + named + 0.5 * F.cross_entropy(ground, batch["ground"])
             total = total + 0.5 * F.cross_entropy(look, batch["look"])
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-        logits = net.clip.logit_scale.exp().clamp(max=100) * image @ text.T
+        scale = net.clip.logit_scale.exp().clamp(max=100)
+        if batch["wrong"] is not None:
+            wrong = F.normalize(net.clip.get_text_features(input_ids=batch["wrong"]).pooler_output.float(), dim=-1)
+            total = total + 2 * F.softplus(scale * (image * (wrong - text)).sum(-1)).mean()
+        logits = scale * image @ text.T
         same = (batch["same"][:, None] == batch["same"][None]).float()
         same = same / same.sum(1, keepdim=True)
         return 0.5 * total + F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)
