@@ -1,4 +1,4 @@
-"""Execute the notebooks: copies in build/notebooks, or with ``--in-place`` the committed ones; compile reports.
+"""Execute the notebooks: copies in build/notebooks, or with ``--in-place`` the committed ones.
 
 Figures are written by the notebooks themselves, through ``ex4lib.figures``. A notebook that fails is named with its
 cell and error, also when the error happened in a widget's callback, where the runner alone would not notice.
@@ -7,7 +7,6 @@ cell and error, also when the error happened in a widget's callback, where the r
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-
-from ex4lib import experiments, images
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -64,25 +61,6 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     return notebook
-
-
-def compile_report(source: Path, target: Path) -> None:
-    """Compile a Typst source to a PDF, offline; the same figures give the same bytes.
-
-    The source finds pictures and ``metrics.json`` in the folder of figures: ``sys.inputs.figures``.
-
-    Raises:
-        RuntimeError: the source has a mistake, or a figure or number it shows is missing.
-    """
-    import typst  # of the extra "report"
-
-    source, figures = source.resolve(), experiments.figures_folder().resolve()
-    root = Path(os.path.commonpath([source.parent, figures]))  # nothing above it can be read
-    try:
-        pdf = typst.compile(source, root=root, sys_inputs={"figures": f"/{figures.relative_to(root).as_posix()}"})
-    except typst.TypstError as error:
-        raise RuntimeError(f"{source.name}: {error}") from error
-    images.write_bytes(target, pdf)
 
 
 def main() -> None:

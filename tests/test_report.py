@@ -1,24 +1,16 @@
 """Reports compile offline, to the same bytes, and show what the figures' folder holds."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from documents import Document, compile_report, publish, stale, used
 from PIL import Image
 
 pytest.importorskip("typst", reason="of the extra 'report'")
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSIGNMENT = ROOT / "report" / "assignment4.typ"
-
-
-@pytest.fixture(scope="module")
-def compile_report():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "report" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.compile_report
 
 
 @pytest.fixture
@@ -56,7 +48,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_the_same_figures_give_the_same_bytes(compile_report, folder, tmp_path):
+def test_the_same_figures_give_the_same_bytes(folder, tmp_path):
     for name in ("one.pdf", "two.pdf"):
         compile_report(ASSIGNMENT, tmp_path / name)
     content = (tmp_path / "one.pdf").read_bytes()
@@ -64,7 +56,7 @@ def test_the_same_figures_give_the_same_bytes(compile_report, folder, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "key", "value"), [("09_pds", "after", [0.29]), ("09_sds", "learning_rate", 0.2)])
-def test_numbers_come_from_the_metrics(compile_report, folder, tmp_path, name, key, value):
+def test_numbers_come_from_the_metrics(folder, tmp_path, name, key, value):
     compile_report(ASSIGNMENT, tmp_path / "before.pdf")
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics[name]["values"][key] = value
@@ -73,8 +65,36 @@ def test_numbers_come_from_the_metrics(compile_report, folder, tmp_path, name, k
     assert (tmp_path / "before.pdf").read_bytes() != (tmp_path / "after.pdf").read_bytes()
 
 
-def test_a_missing_figure_is_named_and_nothing_is_written(compile_report, folder, tmp_path):
+def test_a_missing_figure_is_named_and_nothing_is_written(folder, tmp_path):
     (folder / "09_vsd.png").unlink()
     with pytest.raises(RuntimeError, match=r"assignment4.typ: .*09_vsd.png"):
         compile_report(ASSIGNMENT, tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()
+
+
+def test_a_report_is_stale_when_anything_it_was_made_from_changes(folder, tmp_path):
+    document, manifest = Document(ASSIGNMENT, tmp_path / "report.pdf"), tmp_path / "manifest.json"
+    assert stale(document, manifest) == ["report.pdf was not made yet"]
+    publish(document, manifest)
+    assert stale(document, manifest) == []
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"elsewhere": {"values": 1}}))
+    assert stale(document, manifest) == []  # no row of this report
+    metrics["09_pds"]["values"]["after"] = [0.29]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    Image.new("RGB", (40, 30), "red").save(folder / "09_vsd.png")
+    assert stale(document, manifest) == ["09_vsd.png", "metrics.json: 09_pds"]
+
+    publish(document, manifest)
+    document.target.write_bytes(document.target.read_bytes() + b" ")
+    assert stale(document, manifest) == ["report.pdf is not the one that was made"]
+
+
+def test_what_a_report_uses_is_read_from_its_source(tmp_path, folder):
+    source = tmp_path / "some.typ"
+    source.write_text('#shown("09_sds")\n#let x = of("09_pds").after\n#shown("nowhere", width: 50%) #of( "elsewhere")')
+    assert used(source) == ({"09_sds", "nowhere"}, {"09_sds", "09_pds", "nowhere", "elsewhere"})
+    with pytest.raises(RuntimeError, match="needs figures that are not there: elsewhere, nowhere"):
+        publish(Document(source, tmp_path / "some.pdf"), tmp_path / "manifest.json")
+    assert not (tmp_path / "some.pdf").exists()
