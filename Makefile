@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: report notebooks recompute test test-slow lint lab bench clean
+.PHONY: report notebooks recompute test test-slow lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
@@ -39,6 +39,9 @@ bench: $(READY)
 	$(PY) benchmarks/nst.py
 	$(PY) benchmarks/guidance.py
 	$(PY) benchmarks/distillation.py
+
+submission: $(READY)  ## make submission ID1=... ID2=...: the zip that is handed in
+	$(PY) report/submission.py "$(ID1)" "$(ID2)"
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache

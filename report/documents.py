@@ -29,7 +29,8 @@ class Document:
     target: Path
 
 
-DOCUMENTS = (Document(ROOT / "report" / "assignment4.typ", ROOT / "report" / "assignment4.pdf"),)
+EX4 = Document(ROOT / "report" / "ex4.typ", ROOT / "ex4.pdf")
+ASSIGNMENT4 = Document(ROOT / "report" / "assignment4.typ", ROOT / "report" / "assignment4.pdf")
 
 
 def used(source: Path) -> tuple[set[str], set[str]]:
