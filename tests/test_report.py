@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from documents import Document, compile_report, publish, stale, used
+from documents import EX4, Document, compile_report, publish, stale, used
 from PIL import Image
 
 pytest.importorskip("typst", reason="of the extra 'report'")
@@ -98,3 +98,9 @@ def test_what_a_report_uses_is_read_from_its_source(tmp_path, folder):
     with pytest.raises(RuntimeError, match="needs figures that are not there: elsewhere, nowhere"):
         publish(Document(source, tmp_path / "some.pdf"), tmp_path / "manifest.json")
     assert not (tmp_path / "some.pdf").exists()
+
+
+def test_the_report_compiles_on_the_committed_figures(monkeypatch, tmp_path):
+    monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
+    compile_report(EX4.source, tmp_path / "ex4.pdf")
+    assert (tmp_path / "ex4.pdf").read_bytes().startswith(b"%PDF-")
