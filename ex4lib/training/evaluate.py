@@ -86,6 +86,15 @@ def captions_of_things(scenes: Pictures, count: int = 64) -> list[int]:
     return chosen
 
 
+def looks_found(judge: Judge, pictures: torch.Tensor, asked: list[tuple[str, str]]) -> torch.Tensor:
+    """Whether the judge prefers each picture's (thing, look) over the same thing in the other named looks."""
+    scores = [
+        judge.scores(picture[None], [f"{thing}, {other}" for other in NAMED_LOOKS])[0].argmax()
+        for picture, (thing, _) in zip(pictures, asked, strict=True)
+    ]
+    return torch.stack(scores) == torch.tensor([NAMED_LOOKS.index(look) for _, look in asked])
+
+
 def text_to_image(make, judge: Judge, scenes: Pictures, seeds: int = 2) -> tuple[dict, Image.Image]:
     """How often the judge finds the caption of a sample among 64, and the look among the named ones."""
     chosen = captions_of_things(scenes)
@@ -99,13 +108,10 @@ def text_to_image(make, judge: Judge, scenes: Pictures, seeds: int = 2) -> tuple
     things = ["a cat", "a castle", "a car", "a burger", "a tree", "a house", "a dog", "a boat"]
     asked = [(thing, look) for look in NAMED_LOOKS for thing in things]
     pictures = make([f"{thing}, {look}" for thing, look in asked], 200)
-    looks = torch.stack(
-        [
-            judge.scores(pictures[k : k + 1], [f"{thing}, {other}" for other in NAMED_LOOKS])[0].argmax()
-            == NAMED_LOOKS.index(look)
-            for k, (thing, look) in enumerate(asked)
-        ]
-    )
+    looks = looks_found(judge, pictures, asked)
+    held_out = [i for i, s in enumerate(scenes.said) if s["look"] in NAMED_LOOKS and len(s["things"]) == 1][:256]
+    known = [(with_article(THINGS[scenes.said[i]["things"][0]].phrases[0]), scenes.said[i]["look"]) for i in held_out]
+    real_looks = looks_found(judge, to_tensor(scenes[np.array(held_out)]) / 2 + 0.5, known)
     by_look = looks.reshape(len(NAMED_LOOKS), len(things)).float().mean(1)
     result = {
         "steps": STEPS,
@@ -117,6 +123,7 @@ def text_to_image(make, judge: Judge, scenes: Pictures, seeds: int = 2) -> tuple
         "share_of_ceiling": round(_share(hits) / max(_share(real), 1e-6), 4),
         "thing_alone_found_among_64": _share(plain),
         "look_found_among_8": _share(looks),
+        "look_ceiling_on_real_scenes": _share(real_looks),
         "look_found": {look: round(float(v), 3) for look, v in zip(NAMED_LOOKS, by_look, strict=True)},
     }
     return result, grid(make(GRID, 0))
