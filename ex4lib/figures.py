@@ -58,7 +58,10 @@ def grid(
     extra = 0.2 * max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            (columns * cell + (1.0 if row_labels else 0.1), len(rows) * (height + extra + 0.06) + 0.35),
+            (
+                columns * cell + (1.0 if row_labels else 0.1),
+                len(rows) * (height + extra + 0.06) + (0.35 if column_labels else 0.05),
+            ),
             layout="constrained",
         )
         axes = figure.subplots(len(rows), columns, squeeze=False)

@@ -46,15 +46,18 @@ def summary(
     return found | {"kid": tuple(float(1000 * x) for x in (kid, kid - reach, kid + reach))}
 
 
-def table(summaries: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Rows by method, columns by measure: mean and interval as text."""
-    columns = [name for name in MEASURES if all(name in row for row in summaries.values())]
-    head = [f"{'':22}", *(f"{MEASURES[name]:>28}" for name in columns)]
-    lines = ["".join(head)]
+def table(summaries: Mapping[str, Mapping[str, Sequence[float]]], measures: Mapping[str, str] | None = None) -> str:
+    """Rows by method, columns by measure (default `MEASURES`): mean and interval as text."""
+    measures = MEASURES if measures is None else measures
+    columns = [name for name in measures if all(name in row for row in summaries.values())]
+    rows = [["", *(measures[name] for name in columns)]]
     for label, row in summaries.items():
-        cells = [f"{row[n][0]:.3g} ({row[n][1]:.3g}, {row[n][2]:.3g})" for n in columns]
-        lines.append("".join([f"{label:22}", *(f"{cell:>28}" for cell in cells)]))
-    return "\n".join(lines)
+        rows.append([label, *("{:.3f} ({:.3f}, {:.3f})".format(*row[name]) for name in columns)])
+    first, *widths = (max(map(len, cells)) for cells in zip(*rows, strict=True))
+    return "\n".join(
+        f"{label:{first}}" + "".join(f"{cell:>{width + 3}}" for cell, width in zip(cells, widths, strict=True))
+        for label, *cells in rows
+    )
 
 
 def trade_offs(

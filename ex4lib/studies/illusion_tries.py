@@ -13,6 +13,7 @@ from ex4lib.diffusion.illusions import FLIP, low_pass
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.experiments import Run, stored
 from ex4lib.judge import Judge
+from ex4lib.studies import comparisons
 from ex4lib.studies.drawings import interval, pipeline_sha256, stack
 from ex4lib.studies.loops import VIEWS, Model, TwoDistances, TwoViews, enlarged, looped, native
 
@@ -104,13 +105,9 @@ def distances(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 def table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Alignment, concealment and agreement of each row, means with 95 % intervals, as text."""
-    width = max(map(len, rows))
     names = ("alignment", "concealment", "agreement")
-    lines = [f"{'':{width}}" + "".join(f"{name:>24}" for name in names)]
-    for label, found in rows.items():
-        cells = ["{:.3f} ({:.3f}, {:.3f})".format(*interval(found[name])) for name in names]
-        lines.append(f"{label:{width}}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
+    summaries = {label: {name: interval(found[name]) for name in names} for label, found in rows.items()}
+    return comparisons.table(summaries, dict(zip(names, names, strict=True)))
 
 
 def through_latents(pipe: StyleGuidedStableDiffusionPipeline, picture: Tensor) -> Run:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ex4lib import images, models
 from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import PRESETS, Guidance
+from ex4lib.diffusion.schedulers import SUPPORTED
 from ex4lib.statistics import STATISTICS
 from ex4lib.studies import drawings
 
@@ -35,7 +36,7 @@ class Sweep:
     """What a YAML file holds: lists span the grid, the rest is the same for all cells.
 
     Raises:
-        ValueError: an empty list, an unknown preset or style loss, a negative scale.
+        ValueError: an empty list, an unknown preset, scheduler or style loss, a negative scale, less than a step.
     """
 
     prompts: Sequence[str]
@@ -57,6 +58,10 @@ class Sweep:
                 raise ValueError(f"{name} must be a list with at least one entry, got {values!r}")
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.scheduler is not None and self.scheduler not in SUPPORTED:
+            raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {self.scheduler!r}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be a number of at least 1, got {self.steps!r}")
         for loss in self.style_losses:
             if loss not in STATISTICS:
                 raise ValueError(f"style_losses may hold {', '.join(STATISTICS)}, got {loss!r}")

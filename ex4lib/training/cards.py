@@ -8,7 +8,7 @@ from .artwork import FAMILIES
 from .pictures import write_atomically
 from .recipe import MODELS
 from .things import THINGS
-from .words import LOOKS
+from .words import NAMED_LOOKS
 
 BARS = {
     "mini-judge": [("recall_at_1_among_256", 0.60, "held-out scenes whose caption is found among 256")],
@@ -110,7 +110,16 @@ def card(name: str) -> str:
     path = MODELS / name / "evaluation.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     rows = "\n".join(_row(found, *bar) for bar in BARS[name])
-    looks = ", ".join(look for look in LOOKS if look not in ("plain", "engraving"))
+    looks = ", ".join(NAMED_LOOKS)
+    world = (
+        "faces of open emoji artwork on plain grounds (see `../ATTRIBUTION.md`)."
+        if name == "mini-ddpm"
+        else f"""scenes composed of open emoji artwork (see `../ATTRIBUTION.md`): {len(THINGS)} things on drawn
+grounds, in colours, with the looks
+{looks}. Captions are plain English of at most {networks.TOKENS} tokens; words from outside
+that world mean little or nothing to it."""
+    )
+    measured = "measured" if name == "mini-ddpm" else "measured on held-out scenes"
     return (
         f"""# {name}
 
@@ -121,12 +130,9 @@ def card(name: str) -> str:
 ```
 
 {_parameters(MODELS / name):.1f} million parameters, fp16 on disk. Trained by `python -m ex4lib.training.mini`
-on scenes composed of open emoji artwork (see `../ATTRIBUTION.md`): {len(THINGS)} things on drawn
-grounds, in colours, with the looks
-{looks}. Captions are plain English of at most {networks.TOKENS} tokens; words from outside
-that world mean little or nothing to it.
+on {world}
 
-| measured on held-out scenes | bar | reached | |
+| {measured} | bar | reached | |
 |---|---|---|---|
 {rows}
 
@@ -135,7 +141,7 @@ needs more training: `python -m ex4lib.training.mini MODEL --minutes N --resume`
 
 {pictures}
 
-Made for teaching and for tests without a GPU; it draws emoji scenes and nothing else. Licence: MIT for
+Made for teaching and for tests without a GPU; it knows emoji artwork and nothing else. Licence: MIT for
 weights and code; the artwork behind them as in `../ATTRIBUTION.md`.
 """.rstrip()
         + "\n"

@@ -19,8 +19,6 @@ class MuonAdamW:
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix; scaled to AdamW's
     RMS (Liu et al. 2025), so that one learning rate serves both parts. `torch.optim.Muon` takes matrices
     alone: kernels (out, in, h, w) are given to it as views (out, in h w) of the same memory.
-    Measured on mini-sd from step 3,210, same batches, after 300 steps: loss 0.0765 against AdamW's 0.0791,
-    which AdamW takes some 700 steps to fall; a step takes a fifth longer.
     """
 
     def __init__(self, net: torch.nn.Module, lr: float, weight_decay: float = 0.01):
