@@ -90,17 +90,18 @@ def curves(
     ylabel: str,
     log: str = "",
     markers: bool = True,
+    lines: bool = True,
     ticks: Sequence[str] | None = None,
     size: tuple[float, float] = (5.0, 3.0),
 ) -> Figure:
     """Lines by name, each told apart by colour and marker; ``log`` names the logarithmic axes ("x", "y", "xy").
 
     A point of a line is a number or (value, low, high), which is drawn with its interval. ``ticks`` labels the
-    positions 0, 1, 2, ... of the horizontal axis.
+    positions 0, 1, 2, ... of the horizontal axis; where they have no order, ``lines=False`` leaves the markers alone.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout="constrained")
-        draw_curves(figure.subplots(), series, xlabel, ylabel, log=log, markers=markers, ticks=ticks)
+        draw_curves(figure.subplots(), series, xlabel, ylabel, log=log, markers=markers, lines=lines, ticks=ticks)
     return figure
 
 
@@ -122,12 +123,13 @@ def panels(
     return figure
 
 
-def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, ticks=None) -> None:
+def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, lines=True, ticks=None) -> None:
     """Draw `curves` into a matplotlib axis."""
     for number, (name, (x, y)) in enumerate(series.items()):
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4} if markers else {}
         (x, x_reach), (y, y_reach) = _with_reach(x), _with_reach(y)
         style |= {"color": COLOURS[number % len(COLOURS)], "label": name, "linewidth": 1.4}
+        style |= {} if lines else {"linestyle": "none"}
         ax.errorbar(x, y, xerr=x_reach, yerr=y_reach, elinewidth=0.7, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if "x" in log:

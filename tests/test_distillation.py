@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
-from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil, distil_prompt
+from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil, distil_prompt, split_options
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean
 from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, literal_coefficient, tweedie_coefficients
@@ -238,3 +238,14 @@ def test_a_half_precision_pipeline_is_distilled_into_float32(loss, tmp_path):
     steps = list(distil_prompt(pipe, "a cat", loss=loss, steps=3, learning_rate=1e-3, **edit))
     clean = [step.clean for step in steps]
     assert clean[0].dtype == torch.float32 and (clean[2] != clean[1]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("loss", ["sds", "vsd"])
+def test_the_learning_rate_is_the_pictures_and_the_adapter_has_its_own(loss, tmp_path):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path))
+    still = list(distil_prompt(pipe, "a cat", loss=loss, steps=2, learning_rate=0.0))
+    assert torch.equal(still[0].clean, still[1].clean)
+    assert split_options("vsd", {"adapter_learning_rate": 0.1, "rank": 2, "learning_rate": 0.2}) == (
+        {"adapter_learning_rate": 0.1, "rank": 2},
+        {"learning_rate": 0.2},
+    )

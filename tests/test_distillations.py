@@ -43,7 +43,7 @@ def as_stored(picture):
 def test_the_tables_are_the_assignments():
     assert len(set(PROMPTS)) == 10 and {len(set(rows)) for rows in EDITS.values()} == {10}
     assert all(edit.source in PROMPTS for rows in EDITS.values() for edit in rows)
-    assert Edit("A dog sitting on grass", "A golden retriever sitting on grass") in EDITS["repository"]
+    assert Edit("A dog sitting on grass", "A golden retriever sitting on grass", seed=0) in EDITS["repository"]
     assert Edit("A castle next to a river", "A toy lego castle close to the pool") in EDITS["slides"]
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from diffusers import SchedulerMixin
@@ -172,6 +172,7 @@ def _updates(rule, canvas, space, steps, rate, warm_up, between, objective, weig
         yield Step(index, steps, t, rms, None if value is None else value.detach(), clean, space.render)
 
 
+RULES = {"sds": SDS, "vsd": VSD, "pds": PDS, "dds": DDS}
 #: The KAIST assignment's classifier-free guidance and number of updates, by loss; DDS is not in it and takes PDS's.
 ASSIGNMENT = {"sds": (25.0, 500), "vsd": (7.5, 500), "pds": (7.5, 200), "dds": (7.5, 200)}
 
@@ -211,7 +212,7 @@ def distil_prompt(
         loss: ``"sds"`` or ``"vsd"`` from latents of noise; ``"pds"`` or ``"dds"`` from the encoded source.
         source: ``(1, 3, H, W)`` in [0, 1], and ``source_prompt``, what it shows.
         guidance_scale, steps: default `ASSIGNMENT`.
-        options: of the rule (``weight``, ``form``, ``stride``, ``rank``) and of `distil`.
+        options: of the rule (``weight``, ``form``, ``stride``, ``rank``, ``adapter_learning_rate``) and of `distil`.
 
     Raises:
         ValueError: an unknown loss; an edit without source or its prompt, or a drawing with them.
@@ -220,21 +221,27 @@ def distil_prompt(
     scale, count = ASSIGNMENT[loss]
     edits = source is not None
     told = {"negative_prompt": negative_prompt, "guidance_scale": scale if guidance_scale is None else guidance_scale}
-    known = {field.name for field in dataclasses.fields({"sds": SDS, "vsd": VSD, "pds": PDS, "dds": DDS}[loss])}
-    of_rule = {name: options.pop(name) for name in list(options) if name in known}
+    of_rule, options = split_options(loss, options)
     generator = torch.Generator().manual_seed(seed)
     denoiser = pipe.denoiser(prompt, **told)
     if edits:
         start = denoiser.space.encode(_fitting(source, pipe)).float()  # bfloat16 would round AdamW's steps away
         before = pipe.denoiser(source_prompt, **told)
-        rule = (PDS if loss == "pds" else DDS)(denoiser, before, start, pipe.scheduler, **of_rule)
+        rule = RULES[loss](denoiser, before, start, pipe.scheduler, **of_rule)
     else:
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
         start = torch.randn(1, channels, side, side, generator=generator).to(pipe.device)
-        rule = (SDS if loss == "sds" else VSD)(denoiser, pipe.scheduler, **of_rule)
+        rule = RULES[loss](denoiser, pipe.scheduler, **of_rule)
     return _closing(
         rule, distil(rule, Canvas(start), denoiser.space, steps=steps or count, generator=generator, **options)
     )
+
+
+def split_options(loss: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options that are fields of a loss's rule, and the rest."""
+    known = {field.name for field in dataclasses.fields(RULES[loss])}
+    of_rule = {name: value for name, value in options.items() if name in known}
+    return of_rule, {name: value for name, value in options.items() if name not in known}
 
 
 def _fitting(source: Tensor, pipe) -> Tensor:

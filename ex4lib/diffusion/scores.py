@@ -167,15 +167,14 @@ class VSD:
 
     Arguments:
         denoiser: its U-Net gets the adapter, which is off unless φ is asked. `close` takes it away again.
-        rank: of the adapter.
-        learning_rate: of the adapter.
+        rank, adapter_learning_rate: of the adapter.
     """
 
     denoiser: Denoiser
     scheduler: SchedulerMixin
     weight: str = "variance"
     rank: int = 4
-    learning_rate: float = 1e-4
+    adapter_learning_rate: float = 1e-4
     seed: int = 0
 
     ADAPTER = "particles"
@@ -189,7 +188,7 @@ class VSD:
             torch.manual_seed(self.seed)
             unet.add_adapter(LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets), self.ADAPTER)
         self._parameters = [p for name, p in unet.named_parameters() if f".{self.ADAPTER}." in name]
-        self._optimiser = torch.optim.AdamW(self._parameters, lr=self.learning_rate)
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=self.adapter_learning_rate)
         unet.disable_adapters()
         self.adapted = Denoiser(
             unet, self.denoiser.space, embeddings=self.denoiser.embeddings, options=self.denoiser.options

@@ -16,9 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ex4lib import grading, images, metrics, models
-from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork, Encoded, Step, distil, distil_prompt
+from ex4lib.diffusion.distillation import (
+    ASSIGNMENT,
+    RULES,
+    Canvas,
+    CoordinateNetwork,
+    Encoded,
+    Step,
+    distil,
+    distil_prompt,
+    split_options,
+)
 from ex4lib.diffusion.pipelines import StyleObjective
-from ex4lib.diffusion.scores import SDS, VSD
 from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
@@ -47,10 +56,15 @@ A dog sitting on grass | A cat sitting on grass | A golden retriever sitting on 
 A red bus driving on a desert road | A red sportscar driving on a desert road | A yellow school bus driving on a desert road
 A villa close to the pool | An ancient villa close to the pool | A villa covered with ivy close to the pool
 """  # noqa: E501
+# At seed 1 mini-sd draws the dog in its look without a name.
+_SEEDS = {"A dog sitting on grass": 0}
 _ROWS = [line.split(" | ") for line in _TABLE.strip().splitlines()]
 #: The assignment's ten prompts, and its two lists of ten edits.
 PROMPTS = tuple(row[0] for row in _ROWS)
-EDITS = {name: tuple(Edit(row[0], row[column]) for row in _ROWS) for column, name in ((1, "slides"), (2, "repository"))}
+EDITS = {
+    name: tuple(Edit(row[0], row[column], _SEEDS.get(row[0], 1)) for row in _ROWS)
+    for column, name in ((1, "slides"), (2, "repository"))
+}
 #: Prompts that the embedded world cannot draw, and the words it lacks.
 LACKING = {
     "A futuristic car wiht neon signs on the road": ("futuristic", "wiht", "neon", "signs"),
@@ -116,7 +130,6 @@ def particles(
     canvas: str = "latents",
     guidance_scale: float | None = None,
     negative_prompt: str = "",
-    weight: str | None = None,
     steps: int,
     **options,
 ) -> Run:
@@ -128,8 +141,7 @@ def particles(
         prompts: one for all, or one per seed.
         loss: ``"sds"`` or ``"vsd"``.
         canvas: a key of `LEARNING_RATES`; pixels and coordinates are `Encoded`.
-        weight: of the score, a key of `scores.WEIGHTS`; None is the loss's own.
-        options: of `distil`, plain JSON.
+        options: of the rule and of `distil`, plain JSON.
 
     Raises:
         ValueError: an unknown loss or canvas, prompts or seeds that do not fit.
@@ -147,9 +159,10 @@ def particles(
         denoiser = pipe.denoiser(prompts, **told)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = _canvas(pipe, canvas, generators, seeds[0])
-        rule = (SDS if loss == "sds" else VSD)(denoiser, pipe.scheduler, **({"weight": weight} if weight else {}))
+        of_rule, of_loop = split_options(loss, options)
+        rule = RULES[loss](denoiser, pipe.scheduler, **of_rule)
         try:
-            loop = distil(rule, drawn, denoiser.space, generator=generators[0], **options)
+            loop = distil(rule, drawn, denoiser.space, generator=generators[0], **of_loop)
             run = _finished(loop, picture=None if canvas == "latents" else drawn.picture)
             run.values["parameters"] = sum(each.numel() for each in drawn.parameters()) // len(seeds)
             return run
@@ -157,7 +170,7 @@ def particles(
             if loss == "vsd":
                 rule.close()
 
-    config = {"prompts": prompts, "seeds": list(seeds), "loss": loss, "canvas": canvas, "weight": weight}
+    config = {"prompts": prompts, "seeds": list(seeds), "loss": loss, "canvas": canvas}
     return stored("particles", config | told | options, compute, weights={"pipeline": pipeline_sha256(pipe)})
 
 
