@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: address report notebooks recompute test test-slow lint lab bench submission clean
+.PHONY: address report notebooks recompute test test-slow browser lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
@@ -32,8 +33,13 @@ lint: $(READY)
 test: lint
 	$(PY) -m pytest
 
-test-slow: $(READY)
+test-slow: $(READY) browser
 	$(PY) -m pytest -m slow
+
+browser:              ## chromium, for the test of the explorers; from Debian where there is none
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } \
+	|| { echo "make test-slow needs a browser: install chromium (Debian: apt-get install chromium)"; exit 1; }
 
 lab: $(READY)
 	$(PY) -m jupyterlab notebooks

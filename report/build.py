@@ -1,4 +1,4 @@
-"""Execute the notebooks: copies in build/notebooks, or with ``--in-place`` the committed ones.
+"""Execute the notebooks, copies in build/notebooks or with ``--in-place`` the committed ones, and compile the PDFs.
 
 Figures are written by the notebooks themselves, through ``ex4lib.figures``. A notebook that fails is named with its
 cell and error, also when the error happened in a widget's callback, where the runner alone would not notice.
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from documents import ASSIGNMENT4, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -83,7 +84,8 @@ def main() -> None:
         nbformat.write(notebook, temporary)
         temporary.replace(target / path.name)
         print(f"{time.perf_counter() - started:.0f} s")
-    print(f"notebooks in {target}, figures in {ROOT / 'figures'}")
+    publish(ASSIGNMENT4)
+    print(f"notebooks in {target}, figures in {ROOT / 'figures'}, {ASSIGNMENT4.target}")
 
 
 def _failed(cell: nbformat.NotebookNode) -> bool:

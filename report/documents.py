@@ -7,11 +7,15 @@ known what a PDF depends on, and when it is stale.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from ex4lib import experiments, images
 
@@ -51,8 +55,7 @@ def inputs(source: Path) -> dict[str, str]:
     missing = sorted({name for name in shown if not (folder / f"{name}.png").is_file()} | (read - metrics.keys()))
     if missing:
         raise RuntimeError(f"{source.name} needs figures that are not there: {', '.join(missing)}")
-    parts = [source, *(source.parent / (a or b) for a, b in _IMPORTS.findall(source.read_text()))]
-    found = {part.name: part.read_bytes() for part in parts}
+    found = {part.name: part.read_bytes() for part in _parts(source)}
     found |= {f"{name}.png": (folder / f"{name}.png").read_bytes() for name in shown}
     found |= {f"metrics.json: {name}": json.dumps(metrics[name], sort_keys=True).encode() for name in read}
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(found.items())}
@@ -61,20 +64,46 @@ def inputs(source: Path) -> dict[str, str]:
 def compile_report(source: Path, target: Path) -> None:
     """Compile a Typst source to a PDF, offline; the same figures give the same bytes.
 
-    The source finds pictures and ``metrics.json`` in the folder of figures: ``sys.inputs.figures``.
+    What it is made from is laid into a folder of its own, and nothing else can be read. Figures that are smaller as
+    JPEG go in as such: a report of many pictures would be four times the size.
 
     Raises:
         RuntimeError: the source has a mistake, or a figure or number it shows is missing.
     """
     import typst  # of the extra "report"
 
-    source, figures = source.resolve(), experiments.figures_folder().resolve()
-    root = Path(os.path.commonpath([source.parent, figures]))  # nothing above it can be read
-    try:
-        pdf = typst.compile(source, root=root, sys_inputs={"figures": f"/{figures.relative_to(root).as_posix()}"})
-    except typst.TypstError as error:
-        raise RuntimeError(f"{source.name}: {error}") from error
+    figures, jpegs = experiments.figures_folder(), []
+    with tempfile.TemporaryDirectory() as place:
+        for part in _parts(source):
+            shutil.copy(part, place)
+        shutil.copy(figures / "metrics.json", place)
+        for name in sorted(used(source)[0]):
+            if (figures / f"{name}.png").is_file():
+                content = _as_jpeg(figures / f"{name}.png")
+                if content is None:
+                    shutil.copy(figures / f"{name}.png", place)
+                else:
+                    Path(place, f"{name}.jpg").write_bytes(content)
+                    jpegs.append(name)
+        try:
+            options = {"figures": ".", "jpegs": ",".join(jpegs)}
+            pdf = typst.compile(Path(place, source.name), root=place, sys_inputs=options)
+        except typst.TypstError as error:
+            raise RuntimeError(f"{source.name}: {error}") from error
     images.write_bytes(target, pdf)
+
+
+def _parts(source: Path) -> list[Path]:
+    """The source, what it imports, and its bibliography."""
+    return [source, *(source.parent / (a or b) for a, b in _IMPORTS.findall(source.read_text()))]
+
+
+def _as_jpeg(path: Path) -> bytes | None:
+    """A figure as JPEG, if that is smaller."""
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue() if buffer.tell() < path.stat().st_size else None
 
 
 def publish(document: Document, manifest: Path = MANIFEST) -> None:

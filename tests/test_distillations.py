@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ex4lib import images, metrics
-from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil_prompt
+from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork, distil_prompt
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.scores import literal_coefficient, tweedie_coefficients
 from ex4lib.judge import Judge
@@ -193,3 +193,12 @@ def test_wrong_input_is_refused(pipe, picture):
         distillations.distilled(pipe, "a cat", style=picture(dtype=torch.float32), **QUICK)
     with pytest.raises(ValueError, match="pds needs a source"):
         distillations.distilled(pipe, "a cat", loss="pds", **QUICK)
+
+
+def test_costs_are_of_every_loss_and_leave_the_unet_as_it_was(pipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("EX4_FIGURES", str(tmp_path))
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    found = distillations.costs(pipe, "a cat", torch.rand(1, 3, 32, 32), "a dog", rounds=2, updates=1).values
+    assert found.keys() == ASSIGNMENT.keys() and all(seconds > 0 for seconds in found.values())
+    after = pipe.unet.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from documents import EX4, Document, compile_report, publish, stale, used
+import torch
+from documents import ASSIGNMENT4, EX4, Document, compile_report, publish, stale, used
 from PIL import Image
 
 pytest.importorskip("typst", reason="of the extra 'report'")
@@ -25,11 +26,13 @@ def folder(tmp_path):
     kept = {"edits": [edit], "before": [-0.2], "after": [0.3], "ssim": [0.8], "lpips": [0.1]}
     options = {"t_range": [0.02, 0.98], "learning_rate": 0.1, "warm_up": 100}
     coefficients = {"timesteps": [21, 979], "psi": {"2": [1.6, 0.004]}, "chi": {"1": [0.2, 0.1]}, "c": [4.4, 9.2]}
+    seeded = {"score": 0.3, "diversity": 0.1}
+    losses = ("SDS, γ = 7.5", "VSD, γ = 7.5", "VSD, quicker φ")
     values = {
         "09_sds": common | options | {"model": "mini-sd", "negative_prompt": "", "seed": 0},
         "09_pds": common | kept | {"left_out": {"An ancient villa close to the pool": ["ancient"]}},
-        "09_vsd": common | {"updates": 150, "row": row},
-        "09_scores": {"task 1, SDS": row, "task 2, PDS": row, "judge": "mini-judge"},
+        "09_vsd": common | {"updates": 150, "row": row, "seeds": {loss: seeded for loss in losses}},
+        "09_scores": {"task 1, SDS": row, "task 2, PDS": row | {"before": 0.2}, "judge": "mini-judge"},
         "09_coefficients": coefficients | {"largest_psi_of_stride_1": 2e-13},
     }
     extra = ("sds_evolution", "pds_evolution", "variants", "cost", "canvases")
@@ -63,6 +66,19 @@ def test_numbers_come_from_the_metrics(folder, tmp_path, name, key, value):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     compile_report(ASSIGNMENT, tmp_path / "after.pdf")
     assert (tmp_path / "before.pdf").read_bytes() != (tmp_path / "after.pdf").read_bytes()
+
+
+def test_a_figure_of_pictures_goes_in_as_jpeg(folder, tmp_path):
+    grain = torch.randint(0, 256, (400, 400, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(grain.numpy()).save(folder / "09_sds.png")
+    compile_report(ASSIGNMENT, tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").stat().st_size < (folder / "09_sds.png").stat().st_size
+
+
+@pytest.mark.parametrize("document", [ASSIGNMENT4], ids=lambda document: document.target.name)
+def test_the_committed_pdf_is_what_the_committed_figures_make(document, monkeypatch):
+    monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
+    assert stale(document) == []
 
 
 def test_a_missing_figure_is_named_and_nothing_is_written(folder, tmp_path):

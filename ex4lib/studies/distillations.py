@@ -8,6 +8,7 @@ coordinates.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -172,6 +173,30 @@ def particles(
 
     config = {"prompts": prompts, "seeds": list(seeds), "loss": loss, "canvas": canvas}
     return stored("particles", config | told | options, compute, weights={"pipeline": pipeline_sha256(pipe)})
+
+
+def costs(pipe, prompt: str, source: Tensor, source_prompt: str, *, rounds: int = 6, updates: int = 4) -> Run:
+    """Seconds of an update by loss, medians over all rounds; losses take turns, so that a busy machine slows all alike.
+
+    Values: a number for each key of `ASSIGNMENT`.
+    """
+
+    def compute() -> Run:
+        seconds: dict[str, list[float]] = {loss: [] for loss in ASSIGNMENT}
+        for _ in range(rounds):
+            for loss, found in seconds.items():
+                edit = {"source": source, "source_prompt": source_prompt} if loss in ("pds", "dds") else {}
+                loop = distil_prompt(pipe, prompt, loss=loss, steps=updates + 1, **edit)
+                next(loop)  # warms up
+                started = time.perf_counter()
+                for _ in loop:
+                    found.append(time.perf_counter() - started)
+                    started = time.perf_counter()
+        return Run({loss: statistics.median(found) for loss, found in seconds.items()})
+
+    config = {"prompt": prompt, "source_prompt": source_prompt, "rounds": rounds, "updates": updates}
+    hashes = {"pipeline": pipeline_sha256(pipe)}
+    return stored("distillation_costs", config, compute, inputs={"source": source}, weights=hashes)
 
 
 def style_objective(pipe, features: VGG, style: Tensor) -> StyleObjective:

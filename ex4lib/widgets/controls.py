@@ -20,6 +20,8 @@ from ex4lib.widgets.watching import Settings
 
 #: Longer side of thumbnails in pixels.
 THUMBNAIL = 128
+#: Margin of what stands in a row with others.
+GAP = "0 1em 0 0"
 
 
 def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -40,6 +42,20 @@ def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         if control.value != value:  # a slider that stopped at its end
             control.value = before
             raise ValueError(f"{name} must be {_accepted(control)}, got {value!r}")
+
+
+def hint(control: Any, text: str | None = None) -> None:
+    """What a control says when its label is pointed at: ``text``, or the numbers it takes.
+
+    Left out, ipywidgets 8 says "null" there; 7.7 has no such trait and says the label.
+    """
+    if control.has_trait("tooltip") and (text or hasattr(control, "min")):
+        control.tooltip = text or _accepted(control)
+
+
+def paragraph(content: str) -> str:
+    """Lines of HTML set as text; as they come, widgets give each the height of a control."""
+    return f'<div style="line-height: 1.4">{content}</div>'
 
 
 def _accepted(control: Any) -> str:
@@ -80,19 +96,24 @@ class Slot:
 
     def __init__(self, title: str, width: int = 320):
         self.image, self.words = ImageWidget(format="png"), HTML()
-        self.image.layout.width = f"{width}px"
         self.box = VBox([HTML(f"<b>{html.escape(title)}</b>"), self.image, self.words])
+        self.box.layout.margin = GAP
+        self.widen(width)
         self.hide()
+
+    def widen(self, width: int) -> None:
+        """Set the width of the picture in pixels; the words below wrap to it, or to a readable one."""
+        self.image.layout.width, self.words.layout.max_width = f"{width}px", f"{max(width, 240)}px"
 
     def show(
         self, content: bytes, words: str = "", settings: Settings | None = None, names: Sequence[str] = ()
     ) -> None:
-        """Show a PNG; ``settings`` are listed below it, those in ``names`` first and in bold."""
-        parts = [html.escape(words)]
-        for name in sorted(settings or {}, key=lambda name: name not in names):
-            line = html.escape(told({name: settings[name]}))
-            parts.append(f"<b>{line}</b>" if name in names else line)
-        self.image.value, self.words.value, self.box.layout.display = content, "<br>".join(parts), None
+        """Show a PNG; ``settings`` are told below it, those in ``names`` first and in bold."""
+        lines = {name: html.escape(told({name: value})) for name, value in (settings or {}).items()}
+        bold = [f"<b>{line}</b>" for name, line in lines.items() if name in names]
+        rest = "; ".join(line for name, line in lines.items() if name not in names)
+        parts = [part for part in (html.escape(words), *bold, rest) if part]
+        self.image.value, self.words.value, self.box.layout.display = content, paragraph("<br>".join(parts)), None
 
     def hide(self) -> None:
         self.box.layout.display = "none"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ex4lib import figures
 from ex4lib.widgets import exports
-from ex4lib.widgets.controls import THUMBNAIL, Slot, move
+from ex4lib.widgets.controls import GAP, THUMBNAIL, Slot, hint, move, paragraph
 from ex4lib.widgets.watching import FILM, Job, Recorder, Result, Settings, View, from_store, png, watched
 
 #: Seconds given to the event loop after each step, in which a click on Cancel gets through.
@@ -65,13 +65,17 @@ class Explorer:
         for setting, control in self.controls.items():
             control.description = setting.replace("_", " ")
             control.style.description_width, control.layout.width = "8em", "27em"
+            hint(control)
         self.set(**(initial or {}))
 
-        self.run_button, self.cancel_button = Button(description="Run"), Button(description="Cancel", disabled=True)
+        self.run_button = Button(description="Run", button_style="primary")
+        self.cancel_button = Button(description="Cancel", disabled=True)
         self.progress, self.status = ipywidgets.IntProgress(max=1), HTML()
         self.left, self.right = Slot("Kept"), Slot("Now")
         self.scrub = ipywidgets.SelectionSlider(options=[("none yet", 0)], description="look at", disabled=True)
         self.zoom = ipywidgets.IntSlider(value=320, min=128, max=1024, step=64, description="zoom (px)")
+        hint(self.scrub, "a step of the run")
+        hint(self.zoom)
         self.keep_button = Button(description="Keep beside", disabled=True)
         self.clear_button = Button(description="Clear the kept", disabled=True)
         self.export_name = ipywidgets.Text(value=re.sub(r"\W+", "-", name.lower()), description="name")
@@ -257,14 +261,14 @@ class Explorer:
         thumbnails = [slot.box for slot in self.thumbnails.values()]
         return VBox(
             [
-                HTML(f"<b>{html.escape(self.name)}</b><br>{html.escape(about)}"),
-                row(VBox(list(self.controls.values())), *thumbnails),
+                HTML(paragraph(f"<b>{html.escape(self.name)}</b><br>{html.escape(about)}")),
+                row(VBox(list(self.controls.values()), layout=Layout(margin=GAP)), *thumbnails),
                 row(self.run_button, self.cancel_button, self.progress),
                 self.status,
-                row(self.left.box, self.right.box),
-                row(self.scrub, self.zoom, self.keep_button, self.clear_button),
-                row(self.export_name, self.export_button),
+                row(self.scrub, self.zoom),
+                row(self.keep_button, self.clear_button, self.export_name, self.export_button),
                 self.exported,
+                row(self.left.box, self.right.box),  # below what is pressed, which so stays where it is
                 self.errors,
             ]
         )
@@ -275,7 +279,7 @@ class Explorer:
 
     def _follow_zoom(self) -> None:
         for slot in (self.left, self.right):
-            slot.image.layout.width = f"{self.zoom.value}px"
+            slot.widen(self.zoom.value)
 
     def _preview(self, view: View, frame: bytes | None) -> None:
         self.progress.max, self.progress.value = view.total, view.number
