@@ -12,9 +12,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.lab import ROOT, browsed, served
 
-NOTEBOOK = ROOT / "notebooks" / "01_feature_inversion.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "05_guided_stable_diffusion.ipynb"
 #: A setting to move, by its label on the page, and the one that makes a run long.
-SLIDER, LENGTH = "tv weight", "evaluations"
+SLIDER, LENGTH = "style scale", "steps"
 #: Seconds for all cells, which find their runs in the store, and for all else.
 CELLS, ANSWER = 600, 120
 

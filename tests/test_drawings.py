@@ -8,6 +8,7 @@ import torch
 from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
+from ex4lib.experiments import Run
 from ex4lib.judge import Judge
 from ex4lib.studies import drawings
 from tests.random_models import random_network, save_ddpm, save_judge
@@ -53,6 +54,15 @@ def test_judgements_are_the_metrics(pipe, picture, vgg, tmp_path):
         assert found["gram"][i] == pytest.approx(expected, rel=1e-4)
     assert found["content"] == [0, 0] and len(found["features"][0]) == 128
     assert set(found["agrees"]) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("statistic", ["gram", "meanvar"])
+def test_style_distances_are_the_metric_by_seed(picture, vgg, statistic):
+    run = Run({}, {seed: picture(dtype=torch.float32) for seed in ("10", "2")})
+    style = picture(40, 40, dtype=torch.float32)
+    found = drawings.style_distances(vgg, run, style, statistic=statistic)
+    again = [metrics.style_distance(vgg, run.pictures[seed], style, statistic=statistic) for seed in ("2", "10")]
+    assert found == pytest.approx(again, rel=1e-5)
 
 
 def test_stylised_pictures_are_nearer_to_the_style(pipe, picture, vgg):

@@ -165,6 +165,22 @@ def judged(
     return stored("judged", config, compute, inputs=inputs, weights=hashes).values
 
 
+def style_distances(network: VGG, run: Run, style: Tensor, *, statistic: str = "gram") -> list[float]:
+    """`metrics.style_distance` on held-out layers of every picture of a run, by seed."""
+    pictures = stack(run)
+
+    def compute() -> Run:
+        return Run(
+            {"distances": [metrics.style_distance(network, x, style, statistic=statistic) for x in pictures.split(1)]}
+        )
+
+    inputs = {"pictures": pictures, "style": style}
+    found = stored(
+        "distances", {"statistic": statistic}, compute, inputs=inputs, weights={network.name: network.sha256}
+    )
+    return found.values["distances"]
+
+
 def stack(run: Run) -> Tensor:
     """The pictures of a run as one batch, by seed."""
     return torch.cat([run.pictures[seed] for seed in sorted(run.pictures, key=int)])
