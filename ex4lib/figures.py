@@ -25,6 +25,8 @@ from ex4lib.experiments import environment, figures_folder, write_json
 
 #: Okabe & Ito's colours, told apart by most colour-blind readers; markers say it a second time.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_LETTER = 0.08  # width of a letter of a label in inches, rather more than less
+_FEW = 8  # values of a logarithmic axis that are all labelled
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE = {
     "font.size": 9,
@@ -55,11 +57,13 @@ def grid(
     columns = max(len(row) for row in rows)
     shapes = [picture.shape for row in rows for picture in row if picture is not None]
     height = cell * max(shape[-2] / shape[-1] for shape in shapes)
-    extra = 0.2 * max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
+    beside = 0.1 + _LETTER * max((len(line) for label in row_labels or [] for line in label.split("\n")), default=0)
+    lines = max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
+    extra = 0.06 + 0.14 * lines if lines else 0
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
             (
-                columns * cell + (1.0 if row_labels else 0.1),
+                columns * cell + beside,
                 len(rows) * (height + extra + 0.06) + (0.35 if column_labels else 0.05),
             ),
             layout="constrained",
@@ -134,6 +138,10 @@ def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, lines=True,
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if "x" in log:
         ax.set_xscale("log")
+        values = sorted({float(value) for x, _ in series.values() for value in _with_reach(x)[0]} - {0.0})
+        if len(values) <= _FEW:  # those that were measured say more than powers of ten
+            ax.set_xticks(values, [f"{value:g}" for value in values])
+            ax.minorticks_off()
     if "y" in log:
         ax.set_yscale("log")
     if ticks is not None:

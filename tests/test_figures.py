@@ -113,3 +113,24 @@ def test_a_matrix_with_zeros_is_still_shaded():
     made = figures.matrix([[0, 1], [10, 0]], row_labels="ab", column_labels="ab", xlabel="j", ylabel="i")
     assert np.isfinite(np.asarray(made.axes[0].images[0].get_array(), dtype=float)).all()
     assert {text.get_color() for text in made.axes[0].texts} == {"black", "white"}
+
+
+def test_a_logarithmic_axis_labels_the_few_values_that_were_measured():
+    few = figures.curves({"a": ([0.5, 2.0], [1, 2]), "b": ([4.0], [3])}, xlabel="x", ylabel="y", log="x").axes[0]
+    assert [label.get_text() for label in few.get_xticklabels()] == ["0.5", "2", "4"]
+    many = figures.curves({"a": (range(1, 30), range(1, 30))}, xlabel="x", ylabel="y", log="x").axes[0]
+    assert len(many.get_xticks()) < 29
+
+
+def test_markers_can_stand_without_lines():
+    (line,) = figures.curves({"a": ([0, 1], [1, 2])}, xlabel="x", ylabel="y", lines=False).axes[0].lines
+    assert line.get_linestyle() == "None" and line.get_marker() == "o"
+
+
+def test_long_row_labels_do_not_shrink_the_pictures():
+    pictures = [[torch.zeros(1, 3, 8, 8)] * 3]
+    for label in ("x", "a label of very many letters"):
+        figure = figures.grid(pictures, row_labels=[label], cell=1.5)
+        figure.draw_without_rendering()
+        width = figure.axes[0].get_window_extent().width / figure.dpi
+        assert width == pytest.approx(1.5, abs=0.1)
