@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from documents import ASSIGNMENT4, publish
+from documents import ASSIGNMENT4, EX4, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -84,8 +84,9 @@ def main() -> None:
         nbformat.write(notebook, temporary)
         temporary.replace(target / path.name)
         print(f"{time.perf_counter() - started:.0f} s")
-    publish(ASSIGNMENT4)
-    print(f"notebooks in {target}, figures in {ROOT / 'figures'}, {ASSIGNMENT4.target}")
+    for document in (EX4, ASSIGNMENT4):
+        publish(document)
+    print(f"notebooks in {target}, figures in {ROOT / 'figures'}, {EX4.target}, {ASSIGNMENT4.target}")
 
 
 def _failed(cell: nbformat.NotebookNode) -> bool:

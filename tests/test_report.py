@@ -5,13 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from documents import ASSIGNMENT4, EX4, Document, compile_report, publish, stale, used
+from documents import ASSIGNMENT4, EX4, Document, compile_report, inputs, publish, stale, used
 from PIL import Image
 
 pytest.importorskip("typst", reason="of the extra 'report'")
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSIGNMENT = ROOT / "report" / "assignment4.typ"
+
+#: Figures that only the notebooks show.
+IN_NOTEBOOKS_ONLY = (
+    # One run of an explorer: what it explores is in the report, from the experiments.
+    *("01_explorer", "03_explorer", "04_explorer", "05_explorer", "07_explorer"),
+    # Steps towards a figure of the report, which has the same in it and more.
+    *("01_filmstrip", "01_one_layer", "01_prior", "02_statistics", "07_hybrid_pictures"),
+    # Curves whose numbers the report's text gives.
+    *("07_style_transfer_numbers", "08_guidance_scores"),
+)
 
 
 @pytest.fixture
@@ -51,6 +61,15 @@ def folder(tmp_path):
     return folder
 
 
+def _linked(folder, metrics):
+    """A folder with the committed figures and other rows."""
+    folder.mkdir()
+    for path in (ROOT / "figures").glob("*.png"):
+        (folder / path.name).symlink_to(path)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
 def test_the_same_figures_give_the_same_bytes(folder, tmp_path):
     for name in ("one.pdf", "two.pdf"):
         compile_report(ASSIGNMENT, tmp_path / name)
@@ -75,7 +94,7 @@ def test_a_figure_of_pictures_goes_in_as_jpeg(folder, tmp_path):
     assert (tmp_path / "report.pdf").stat().st_size < (folder / "09_sds.png").stat().st_size
 
 
-@pytest.mark.parametrize("document", [ASSIGNMENT4], ids=lambda document: document.target.name)
+@pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
 def test_the_committed_pdf_is_what_the_committed_figures_make(document, monkeypatch):
     monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
     assert stale(document) == []
@@ -116,7 +135,88 @@ def test_what_a_report_uses_is_read_from_its_source(tmp_path, folder):
     assert not (tmp_path / "some.pdf").exists()
 
 
-def test_the_report_compiles_on_the_committed_figures(monkeypatch, tmp_path):
-    monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
+def test_parts_and_cards_are_read_from_their_sources_and_comments_are_not(tmp_path, folder):
+    source, part = tmp_path / "some.typ", tmp_path / "parts" / "one.typ"
+    part.parent.mkdir()
+    source.write_text('#include "parts/one.typ"\n// #include "parts/two.typ"\n  // #shown("nowhere")\n#card("mini-sd")')
+    part.write_text('#import "../names.typ": x\n#shown("09_sds")')
+    (tmp_path / "names.typ").write_text('#let x = of("09_pds").after')
+    assert used(source) == ({"09_sds"}, {"09_sds", "09_pds"})
+    parts = ["some.typ", "parts/one.typ", "names.typ"]
+    rows = ["metrics.json: 09_sds", "metrics.json: 09_pds", "evaluation.json: mini-sd"]
+    assert inputs(source).keys() == {*parts, "09_sds.png", *rows}
+    source.write_text('#card("mini-nothing")')
+    with pytest.raises(RuntimeError, match="not there: mini-nothing"):
+        inputs(source)
+
+
+@pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
+def test_every_figure_of_a_report_is_there_and_has_a_caption(document):
+    shown, read = used(document.source)
+    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
+    assert sorted(name for name in shown if not (ROOT / "figures" / f"{name}.png").is_file()) == []
+    assert sorted(read - metrics.keys()) == []
+    assert [name for name in shown if not metrics[name]["caption"]] == []
+
+
+def test_every_figure_is_shown():
+    figures = {path.stem for path in (ROOT / "figures").glob("*.png")}
+    shown = used(EX4.source)[0] | used(ASSIGNMENT4.source)[0]
+    assert sorted(figures - shown - set(IN_NOTEBOOKS_ONLY)) == []
+    assert sorted(shown & set(IN_NOTEBOOKS_ONLY)) == []
+    assert sorted(set(IN_NOTEBOOKS_ONLY) - figures) == []
+
+
+def test_no_figure_is_drawn_past_common_typ():
+    for source in (ROOT / "report").rglob("*.typ"):
+        drawn = [line for line in source.read_text().splitlines() if "image(" in line]
+        assert all("folder +" in line and "alt:" in line for line in drawn), source
+
+
+def test_the_report_compiles_on_figures_of_the_full_profile(monkeypatch, tmp_path):
+    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
+    for found in metrics["07_inpainting"]["values"].values():
+        found["10"] = found.pop("5")
+    for name in ("07_anagrams", "07_hybrids"):
+        metrics[name]["values"] = {f"course's {key}": each for key, each in metrics[name]["values"].items()}
+        if name == "07_anagrams":
+            metrics[name]["values"]["control"] = metrics[name]["values"].pop("course's control")
+    metrics["09_pds"]["values"]["left_out"] = {}
+    metrics["05_guided"]["weights"] = {"vgg19": "0123", "pipeline": "4567-89ab"}
+    monkeypatch.setenv("EX4_FIGURES", str(_linked(tmp_path / "figures", metrics)))
     compile_report(EX4.source, tmp_path / "ex4.pdf")
     assert (tmp_path / "ex4.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_exported_figures_are_appended_as_a_gallery(monkeypatch, tmp_path):
+    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
+    plain = {name: row for name, row in metrics.items() if not name.startswith("exported/")}
+    folder = _linked(tmp_path / "figures", plain)
+    monkeypatch.setenv("EX4_FIGURES", str(folder))
+    document, manifest = Document(EX4.source, tmp_path / "ex4.pdf"), tmp_path / "manifest.json"
+    publish(document, manifest)
+    without = document.target.read_bytes()
+
+    (folder / "exported").mkdir()
+    Image.new("RGB", (40, 30), "teal").save(folder / "exported" / "my-cat.png")
+    Image.new("RGB", (40, 30), "red").save(folder / "exported" / "left over.png")
+    (folder / "exported" / "broken.png").write_text("no picture")
+    row = {"caption": 'SDEdit, step 3 of 30: "a #cat" *by* $night$.'}
+    (folder / "metrics.json").write_text(json.dumps(plain | {"exported/my-cat": row}))
+    assert stale(document, manifest) == []
+    publish(document, manifest)
+    assert document.target.read_bytes() != without and stale(document, manifest) == []
+
+    for path in (folder / "exported").iterdir():
+        path.unlink()
+    assert stale(document, manifest) == []
+    compile_report(EX4.source, tmp_path / "again.pdf")
+    assert (tmp_path / "again.pdf").read_bytes() == without
+
+
+def test_the_report_compiles_to_the_same_bytes_on_the_committed_figures(monkeypatch, tmp_path):
+    monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
+    for name in ("one.pdf", "two.pdf"):
+        compile_report(EX4.source, tmp_path / name)
+    content = (tmp_path / "one.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and content == (tmp_path / "two.pdf").read_bytes()
