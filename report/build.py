@@ -1,12 +1,18 @@
 """Execute the notebooks, copies in build/notebooks or with ``--in-place`` the committed ones, and compile the PDFs.
 
 Figures are written by the notebooks themselves, through ``ex4lib.figures``. A notebook that fails is named with its
-cell and error, also when the error happened in a widget's callback, where the runner alone would not notice.
+cell and error, also when the error happened in a widget's callback, where the runner alone would not notice. A copy is
+not executed again while its cells, the package and the settings are what they were and its figures are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
+import json
+import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,6 +21,8 @@ import nbformat
 from documents import ASSIGNMENT4, EX4, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from ex4lib import experiments, images
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -64,6 +72,53 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def copied(path: Path, copy: Path) -> bool:
+    """Execute a notebook into a copy, unless that is there already; whether it was executed.
+
+    ``EX4_STORE=ignore`` executes it always.
+
+    Raises:
+        RuntimeError: see `execute`.
+    """
+    mark, made_from = copy.with_suffix(".made"), fingerprint(path)
+    if os.environ.get("EX4_STORE") != "ignore" and copy.is_file() and mark.is_file():
+        names = figures_of(path)
+        rows = json.loads((experiments.figures_folder() / "metrics.json").read_text()) if names else {}
+        there = all(name in rows and (experiments.figures_folder() / f"{name}.png").is_file() for name in names)
+        if there and mark.read_text() == made_from:
+            return False
+    write(execute(path), copy)
+    images.write_bytes(mark, made_from.encode())
+    return True
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of what decides a notebook's results: its cells, the package with its weights, the ``EX4_`` variables."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    settings = {name: value for name, value in os.environ.items() if name.startswith("EX4_")}
+    return hashlib.sha256(json.dumps([cells, settings, package_sha256()], sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def package_sha256() -> str:
+    """SHA-256 over the package's files."""
+    digest, package = hashlib.sha256(), Path(experiments.__file__).parent
+    for file in sorted(each for each in package.rglob("*") if each.is_file() and each.suffix != ".pyc"):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def figures_of(path: Path) -> set[str]:
+    """Names of the figures that a notebook saves."""
+    code = (cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    return set(re.findall(rf"\"({path.name[:2]}_\w+)\"", "\n".join(code)))
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook, whole or not at all."""
+    images.write_bytes(path, (nbformat.writes(notebook) + "\n").encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--in-place", action="store_true", help="rewrite the committed notebooks")
@@ -77,12 +132,13 @@ def main() -> None:
         started = time.perf_counter()
         print(f"[{number}/{len(paths)}] {path.name} ...", end=" ", flush=True)
         try:
-            notebook = execute(path)
+            if options.in_place:
+                write(execute(path), path)
+            elif not copied(path, target / path.name):
+                print("as it was")
+                continue
         except RuntimeError as error:
             sys.exit(f"\n{error}")
-        temporary = target / f".{path.name}.part"
-        nbformat.write(notebook, temporary)
-        temporary.replace(target / path.name)
         print(f"{time.perf_counter() - started:.0f} s")
     for document in (EX4, ASSIGNMENT4):
         publish(document)

@@ -75,6 +75,31 @@ def test_runs_in_the_full_profile(path, random_models, tmp_path, monkeypatch):
     assert list(tmp_path.glob("*.png"))
 
 
+def test_a_copy_is_executed_again_only_when_something_changed(tmp_path, monkeypatch):
+    figures = tmp_path / "figures"
+    monkeypatch.setenv("EX4_FIGURES", str(figures))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    source = (
+        "from matplotlib.figure import Figure\nfrom ex4lib import figures\n"
+        'figures.save(Figure((1, 1)), "97_nothing", caption="Nothing.")'
+    )
+    path, copy = tmp_path / "97_notebook.ipynb", tmp_path / "copies" / "97_notebook.ipynb"
+
+    def run(code=source):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), path)
+        return builder().copied(path, copy)
+
+    assert run() and (figures / "97_nothing.png").is_file() and nbformat.read(copy, 4).cells[0].outputs
+    assert not run()
+    (figures / "97_nothing.png").unlink()
+    assert run() and not run()
+    assert run(source + "\n# again") and not run(source + "\n# again")
+    monkeypatch.setenv("EX4_PROFILE", "auto")
+    assert run(source + "\n# again") and not run(source + "\n# again")
+    monkeypatch.setenv("EX4_STORE", "ignore")
+    assert run(source + "\n# again")
+
+
 def test_a_failing_cell_is_named(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("1 / 0")])
     nbformat.write(notebook, tmp_path / "broken.ipynb")
