@@ -116,3 +116,22 @@ def test_a_failing_widget_callback_is_noticed(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "broken.ipynb")
     with pytest.raises(RuntimeError, match="a widget callback failed: ValueError"):
         builder().execute(tmp_path / "broken.ipynb", timeout=120)
+
+
+def test_pdfs_are_made_of_whole_runs_only_and_a_failure_leaves_the_figures(monkeypatch, capsys):
+    module, published = builder(), []
+    monkeypatch.setattr("sys.argv", ["build.py", "no notebook is called so"])
+    monkeypatch.setattr(module, "publish", published.append)
+    monkeypatch.setenv("EX4_FAST", "1")
+    module.main()
+    assert not published and "PDFs stay as they are" in capsys.readouterr().out
+    monkeypatch.delenv("EX4_FAST")
+    module.main()
+    assert published == [module.EX4, module.ASSIGNMENT4]
+
+    def fail(document):
+        raise RuntimeError("ex4.typ needs figures that are not there: 01_brightness")
+
+    monkeypatch.setattr(module, "publish", fail)
+    with pytest.raises(SystemExit, match=r"a PDF is not: ex4\.typ needs figures"):
+        module.main()
