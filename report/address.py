@@ -14,7 +14,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-_PLACES = re.compile(r"(colab\.research\.google\.com/github/|git\+https://github\.com/)[\w.-]+/[\w.-]+")
+_PLACES = re.compile(r"(colab\.research\.google\.com/github/|git(?:\+| clone )https://github\.com/)[\w.-]+/[\w.-]+")
 
 
 def repository(root: Path = ROOT) -> str:

@@ -31,6 +31,7 @@ def test_another_address_reaches_badges_and_setup_cells_and_nothing_else(house):
     before = {path: path.read_text() for path in notebooks}
     move(house, "https://github.com/someone/style.lab")
     assert address.spread(house) == [house / "README.md", *notebooks]
+    assert "git clone https://github.com/someone/style.lab ex4lib" in (house / "README.md").read_text()
     for path, text in before.items():
         moved = path.read_text()
         assert f"github/someone/style.lab/blob/main/notebooks/{path.name}" in moved
