@@ -35,6 +35,7 @@ from ex4lib.statistics import Gram
 from ex4lib.studies import drawings
 
 PROMPT, STYLE = "a cat", "van-gogh-village-street-in-auvers"
+SCALE = 0.25  # of the cheap gradient in (b): as much as the style distance of FreeDoM's settings takes
 MODES = {
     "unguided": (None, False),
     "cheap": (CHEAP, False),
@@ -128,7 +129,7 @@ def cheap_against_freedom(steps: int, seeds: int) -> list[dict]:
     sides: dict[str, tuple[Guidance | None, int]] = {
         "unguided": (None, steps),
         "FreeDoM": (FREEDOM, steps),
-        "cheap": (CHEAP, max(2, steps * 3 // 10)),
+        "cheap": (dataclasses.replace(CHEAP, scale=SCALE), max(2, steps * 3 // 10)),
     }
     found: dict[str, dict[str, list]] = {name: {"seconds": [], "gram": [], "agrees": []} for name in sides}
     for seed in range(seeds):  # the sides take turns

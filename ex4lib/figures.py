@@ -17,6 +17,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +27,9 @@ from ex4lib.experiments import environment, figures_folder, write_json
 
 #: Okabe & Ito's colours, told apart by most colour-blind readers; markers say it a second time.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_LETTER = 0.08  # width of a letter of a label in inches, rather more than less
+#: Pixels per inch of a figure, at least and at most; between them as many as its pictures have.
+DENSITY = (140, 170)
+_CELL = 0.9  # least width of a picture in inches: smaller pictures make larger labels, once in print
 _FEW = 8  # values of a logarithmic axis that are all labelled
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE = {
@@ -35,9 +39,9 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "savefig.dpi": 110,
-    "figure.dpi": 110,
+    "legend.framealpha": 0.75,  # what a legend covers shows through
+    "legend.edgecolor": "none",
+    "figure.dpi": 150,
 }
 
 
@@ -47,17 +51,22 @@ def grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
-    cell: float = 1.5,
+    cell: float | None = None,
 ) -> Figure:
     """Pictures in rows and columns, with labels outside and a caption under each; None leaves a cell empty.
 
     Arguments:
-        cell: width of a picture in inches; heights follow the first row's pictures.
+        cell: width of a picture in inches; by default what the widest caption or column label needs, so that labels
+            stay legible where the figure is shown small.
     """
     columns = max(len(row) for row in rows)
+    if cell is None:
+        texts = [(text, 8) for row in captions or [] for text in row] + [(text, 9) for text in column_labels or []]
+        cell = max([_CELL, *(_width(text, size) + 0.08 for text, size in texts)])
     shapes = [picture.shape for row in rows for picture in row if picture is not None]
     height = cell * max(shape[-2] / shape[-1] for shape in shapes)
-    beside = 0.1 + _LETTER * max((len(line) for label in row_labels or [] for line in label.split("\n")), default=0)
+    beside = 0.1 + max((_width(label, 9) + 0.05 for label in row_labels or []), default=0)
+    density = min(max(max(shape[-1] for shape in shapes) / cell, DENSITY[0]), DENSITY[1])
     lines = max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
     extra = 0.06 + 0.14 * lines if lines else 0
     with matplotlib.rc_context(_STYLE):
@@ -66,6 +75,7 @@ def grid(
                 columns * cell + beside,
                 len(rows) * (height + extra + 0.06) + (0.35 if column_labels else 0.05),
             ),
+            dpi=density,
             layout="constrained",
         )
         axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -87,6 +97,12 @@ def grid(
     return figure
 
 
+def _width(text: str, size: float) -> float:
+    """Inches that the widest line of a label takes at a font size in points."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return max((TextPath((0, 0), line, size=size).get_extents().width / 72 for line in lines), default=0.0)
+
+
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -96,7 +112,7 @@ def curves(
     markers: bool = True,
     lines: bool = True,
     ticks: Sequence[str] | None = None,
-    size: tuple[float, float] = (5.0, 3.0),
+    size: tuple[float, float] = (3.8, 2.5),
 ) -> Figure:
     """Lines by name, each told apart by colour and marker; ``log`` names the logarithmic axes ("x", "y", "xy").
 
@@ -110,7 +126,7 @@ def curves(
 
 
 def panels(
-    parts: Sequence[Mapping[str, Any]], *, size: tuple[float, float] = (3.6, 3.0), columns: int | None = None
+    parts: Sequence[Mapping[str, Any]], *, size: tuple[float, float] = (2.6, 2.3), columns: int | None = None
 ) -> Figure:
     """Several `curves` side by side; each part holds the arguments of `draw_curves` and a ``title``."""
     columns = columns or len(parts)
@@ -141,13 +157,16 @@ def draw_curves(ax, series, xlabel, ylabel, *, log="", markers=True, lines=True,
         values = sorted({float(value) for x, _ in series.values() for value in _with_reach(x)[0]} - {0.0})
         if len(values) <= _FEW:  # those that were measured say more than powers of ten
             ax.set_xticks(values, [f"{value:g}" for value in values])
-            ax.minorticks_off()
+        else:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
     if "y" in log:
         ax.set_yscale("log")
     if ticks is not None:
         ax.set_xticks(range(len(ticks)), ticks, rotation=60, ha="right", fontsize=7)
     if len(series) > 1:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=7.5, handlelength=1.4, labelspacing=0.3, borderaxespad=0.2)
 
 
 def _with_reach(points: Sequence) -> tuple[np.ndarray, np.ndarray | None]:
@@ -171,7 +190,7 @@ def matrix(
     """Numbers as a shaded table; shades are logarithmic by default."""
     table = np.asarray(values, dtype=float)
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
-        figure = Figure((1.6 + 0.72 * table.shape[1], 1.2 + 0.36 * table.shape[0]), layout="constrained")
+        figure = Figure((1.3 + 0.58 * table.shape[1], 1.0 + 0.3 * table.shape[0]), layout="constrained")
         ax = figure.subplots()
         shades = np.log(table.clip(min=table[table > 0].min())) if log else table  # a 0 is as dark as the least
         ax.imshow(shades, cmap="viridis", aspect="auto")

@@ -1,5 +1,6 @@
 """Figures: saved with what made them, the same bytes twice."""
 
+import itertools
 import json
 
 import numpy as np
@@ -50,6 +51,27 @@ def test_rows_of_other_figures_are_kept(folder, plot):
     figures.save(plot, "first", caption="3")
     rows = json.loads((folder / "metrics.json").read_text())
     assert {name: row["caption"] for name, row in rows.items()} == {"first": "3", "second": "2"}
+
+
+@pytest.mark.parametrize("caption", ["s", "a caption that is rather long\nand has two lines", "MMMMMMMMMMMMMMMMMM"])
+def test_cells_are_as_wide_as_their_labels_need_and_no_wider(caption):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    made = figures.grid([[picture] * 3] * 2, captions=[[caption] * 3] * 2, column_labels=["t = 250"] * 3)
+    made.draw_without_rendering()
+    for row in np.array(made.axes).reshape(2, 3):
+        for label in (lambda ax: ax.xaxis.label, lambda ax: ax.title):
+            boxes = [label(ax).get_window_extent() for ax in row]
+            assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+            assert boxes[0].x0 >= -1 and boxes[-1].x1 <= made.bbox.width + 1
+    widest = max(box.width for box in (ax.xaxis.label.get_window_extent() for ax in made.axes))
+    cell = made.bbox.width / 3
+    assert cell < max(0.9 * made.dpi, widest) + 0.25 * made.dpi
+
+
+def test_a_grid_has_as_many_pixels_as_its_pictures_within_reason():
+    low, high = figures.DENSITY
+    for side, density in ((32, low), (150, 150 / 0.9), (1000, high)):
+        assert figures.grid([[torch.zeros(1, 3, side, side)]]).dpi == pytest.approx(density)
 
 
 @pytest.mark.parametrize("values", [float("nan"), object()])

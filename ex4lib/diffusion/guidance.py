@@ -58,7 +58,9 @@ class Guidance:
     """How a loss steers the sampling; plain numbers and names, so that it can be stored.
 
     Arguments:
-        scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit.
+        scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit. The
+            default moves a picture towards the painting and leaves it what the prompt says; 0.2 repaints it, at the
+            prompt's expense (both measured in notebook 06).
         method: one of `METHODS`.
         unit: what s is measured in. ``"noise"``: per image, ``rms(δε) = s · rms(ε̂)``, which means the same for every
             loss, scheduler, number of steps and resolution. ``"raw"``: the method's equation, s is the inverse
@@ -77,7 +79,7 @@ class Guidance:
         ValueError: a value that is none of these.
     """
 
-    scale: float | tuple[float, ...] = 0.2
+    scale: float | tuple[float, ...] = 0.05
     method: str = "noise"
     unit: str = "noise"
     window: tuple[float, float] = (0.0, 1.0)

@@ -63,12 +63,16 @@ def table(summaries: Mapping[str, Mapping[str, Sequence[float]]], measures: Mapp
 def trade_offs(
     curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], pairs: Sequence[tuple[str, str]]
 ) -> list[dict]:
-    """Parts for `figures.panels`: for each pair of measures a curve a method, a point a strength, with intervals."""
+    """Parts for `figures.panels`: for each pair of measures a curve a method, a point a strength, with intervals.
+
+    Distances of style, which fall by factors, have logarithmic axes.
+    """
     return [
         {
             "series": {label: ([row[x] for row in rows], [row[y] for row in rows]) for label, rows in curves.items()},
             "xlabel": MEASURES[x],
             "ylabel": MEASURES[y],
+            "log": "x" if x in ("gram", "meanvar") else "",
         }
         for x, y in pairs
     ]

@@ -47,7 +47,7 @@ def figure(shown: Shown, film: int = 0) -> Figure:
         captions.append([*result.inputs, *(f"step {each} of {result.total}" for each in numbers)])
         labels.append("\n".join(textwrap.fill(told({name: result.settings[name]}), 18) for name in names))
     width = max(row[-1].shape[-1] for row in rows)
-    cell = 1.4 if film else min(max(width / 110, 1.8), 4.0)  # figures have 110 pixels an inch
+    cell = 1.1 if film else min(max(width / figures.DENSITY[0], 1.4), 4.0)
     return figures.grid(rows, captions=captions, row_labels=labels if len(rows) > 1 else None, cell=cell)
 
 
