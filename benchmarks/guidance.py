@@ -32,7 +32,7 @@ from ex4lib.diffusion.denoisers import Denoiser, Latents, frozen
 from ex4lib.diffusion.guidance import CHEAP, FREEDOM, FULL, Guidance
 from ex4lib.diffusion.sampling import sample
 from ex4lib.statistics import Gram
-from ex4lib.studies import drawings
+from experiments import drawings
 
 PROMPT, STYLE = "a cat", "van-gogh-village-street-in-auvers"
 SCALE = 0.25  # of the cheap gradient in (b): as much as the style distance of FreeDoM's settings takes

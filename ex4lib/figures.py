@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ex4lib import images
-from ex4lib.experiments import environment, figures_folder, write_json
+from ex4lib.files import environment, figures_folder, write_json
 
 #: Okabe & Ito's colours, told apart by most colour-blind readers; markers say it a second time.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

@@ -22,7 +22,7 @@ from documents import ASSIGNMENT4, EX4, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from ex4lib import experiments, images, models
+from ex4lib import files, images, models
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -83,8 +83,8 @@ def copied(path: Path, copy: Path) -> bool:
     mark, made_from = copy.with_suffix(".made"), fingerprint(path)
     if os.environ.get("EX4_STORE") != "ignore" and copy.is_file() and mark.is_file():
         names = figures_of(path)
-        rows = json.loads((experiments.figures_folder() / "metrics.json").read_text()) if names else {}
-        there = all(name in rows and (experiments.figures_folder() / f"{name}.png").is_file() for name in names)
+        rows = json.loads((files.figures_folder() / "metrics.json").read_text()) if names else {}
+        there = all(name in rows and (files.figures_folder() / f"{name}.png").is_file() for name in names)
         if there and mark.read_text() == made_from:
             return False
     write(execute(path), copy)
@@ -102,7 +102,7 @@ def fingerprint(path: Path) -> str:
 @functools.cache
 def package_sha256() -> str:
     """SHA-256 over the package's files."""
-    digest, package = hashlib.sha256(), Path(experiments.__file__).parent
+    digest, package = hashlib.sha256(), Path(files.__file__).parent
     for file in sorted(each for each in package.rglob("*") if each.is_file() and each.suffix != ".pyc"):
         digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
@@ -140,7 +140,7 @@ def main() -> None:
         except RuntimeError as error:
             sys.exit(f"\n{error}")
         print(f"{time.perf_counter() - started:.0f} s")
-    print(f"notebooks in {target}, figures in {experiments.figures_folder()}")
+    print(f"notebooks in {target}, figures in {files.figures_folder()}")
     if models.budget(fast=True, mini=False, full=False):
         print("EX4_FAST: its few steps draw no figures worth a report; the PDFs stay as they are")
         return

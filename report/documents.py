@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ex4lib import experiments, images
+from ex4lib import files, images
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "report" / "manifest.json"
@@ -54,7 +54,7 @@ def inputs(source: Path) -> dict[str, str]:
     Raises:
         RuntimeError: a figure, a row or a card is missing.
     """
-    folder = experiments.figures_folder()
+    folder = files.figures_folder()
     metrics = json.loads((folder / "metrics.json").read_text())
     shown, read = used(source)
     cards = _cards(source)
@@ -71,7 +71,7 @@ def inputs(source: Path) -> dict[str, str]:
 
 def exported() -> list[tuple[Path, str]]:
     """Figures that a user exported, with their captions, by name; what is no readable picture is left out."""
-    folder = experiments.figures_folder()
+    folder = files.figures_folder()
     rows = json.loads((folder / "metrics.json").read_text())
     found = []
     for path in sorted((folder / "exported").glob("*.png")):
@@ -95,7 +95,7 @@ def compile_report(source: Path, target: Path) -> None:
     """
     import typst  # of the extra "report"
 
-    figures, jpegs, gallery = experiments.figures_folder(), [], []
+    figures, jpegs, gallery = files.figures_folder(), [], []
     with tempfile.TemporaryDirectory() as place:
         for name, part in _parts(source).items():
             _lay(part, Path(place, name))
@@ -169,7 +169,7 @@ def publish(document: Document, manifest: Path = MANIFEST) -> None:
     compile_report(document.source, document.target)
     rows = json.loads(manifest.read_text()) if manifest.is_file() else {}
     pdf = hashlib.sha256(document.target.read_bytes()).hexdigest()
-    experiments.write_json(manifest, rows | {document.target.name: {"pdf": pdf, "inputs": made_from}})
+    files.write_json(manifest, rows | {document.target.name: {"pdf": pdf, "inputs": made_from}})
 
 
 def stale(document: Document, manifest: Path = MANIFEST) -> list[str]:

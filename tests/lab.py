@@ -15,7 +15,7 @@ import psutil
 from ipykernel.kernelspec import write_kernel_spec
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
-from ex4lib import experiments
+from ex4lib import files
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -53,7 +53,7 @@ def served(notebook: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         ("jupyter_lab_config", {"ServerApp": server_settings, "LabApp": {"extension_manager": "readonly"}}),
         ("labconfig/default_setting_overrides", quiet),
     ):
-        experiments.write_json(folder / "config" / f"{name}.json", content)
+        files.write_json(folder / "config" / f"{name}.json", content)
     variables = {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "JUPYTER_CONFIG_DIR": str(folder / "config"),

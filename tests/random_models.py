@@ -25,7 +25,7 @@ from transformers import (
 
 from ex4lib import models
 from ex4lib.features import BLOCKS, VGG
-from ex4lib.training import networks
+from training import networks
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
-from ex4lib import cli, grading, models
+from ex4lib import cli, models
+from experiments import grading
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 

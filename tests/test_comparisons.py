@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ex4lib import figures
 from ex4lib.metrics import kernel_distance
-from ex4lib.studies import comparisons
+from experiments import comparisons
 
 
 def judged(count: int, seed: int, shift: float = 0.0) -> dict[str, list]:

@@ -10,10 +10,10 @@ from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, CoordinateNetwork,
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.scores import literal_coefficient, tweedie_coefficients
 from ex4lib.judge import Judge
-from ex4lib.studies import distillations
-from ex4lib.studies.distillations import EDITS, LACKING, PROMPTS, Edit, Encoded
-from ex4lib.training.prompts import unknown_words
+from experiments import distillations
+from experiments.distillations import EDITS, LACKING, PROMPTS, Edit, Encoded
 from tests.random_models import random_network, save_judge, save_stable_diffusion
+from training.prompts import unknown_words
 
 QUICK = {"steps": 3, "warm_up": 1}
 

@@ -8,9 +8,9 @@ import torch
 from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
-from ex4lib.experiments import Run
 from ex4lib.judge import Judge
-from ex4lib.studies import drawings
+from experiments import drawings
+from experiments.store import Run
 from tests.random_models import random_network, save_ddpm, save_judge
 
 

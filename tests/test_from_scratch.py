@@ -7,9 +7,9 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from ex4lib.training.from_scratch import methods, unet
-from ex4lib.training.from_scratch.methods import Schedule, ddpm_sample, flow_sample, guided, last
-from ex4lib.training.from_scratch.unet import UNet
+from experiments.digits import methods, unet
+from experiments.digits.methods import Schedule, ddpm_sample, flow_sample, guided, last
+from experiments.digits.unet import UNet
 
 
 def conv(before, after, kernel=3, norm=True):

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from ex4lib import metrics, models
-from ex4lib.training import mnist
-from ex4lib.training.from_scratch import digits, loop, methods, scores, studies
-from ex4lib.training.from_scratch.loop import Recipe, Training, read_weights, snapshot_path, train, write_weights
+from experiments.digits import digits, loop, methods, mnist, scores, studies
+from experiments.digits.loop import Recipe, Training, read_weights, snapshot_path, train, write_weights
 
 pytest.importorskip("sklearn")
 

@@ -10,8 +10,8 @@ from ex4lib.diffusion.illusions import low_pass
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.judge import Judge
-from ex4lib.studies import illusion_tries, loops
-from ex4lib.studies.drawings import interval, stack
+from experiments import illusion_tries, loops
+from experiments.drawings import interval, stack
 from tests.opinions import Opinionated, plain
 from tests.random_models import save_judge, save_pixel, save_stable_diffusion
 

@@ -6,8 +6,8 @@ from transformers import CLIPImageProcessor
 
 from ex4lib import images, models
 from ex4lib.judge import Judge
-from ex4lib.training import networks
 from tests.random_models import save_judge
+from training import networks
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ex4lib import metrics
-from ex4lib.studies import loop_scores
+from experiments import loop_scores
 from tests.opinions import Opinionated, plain
 from tests.random_models import random_network
 

@@ -11,8 +11,8 @@ from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, Style
 from ex4lib.diffusion.pixel import pixel_model, upsampler
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
-from ex4lib.studies import loops
-from ex4lib.studies.drawings import stack
+from experiments import loops
+from experiments.drawings import stack
 from tests.random_models import random_network, save_deepfloyd, save_pixel, save_stable_diffusion, save_upsampler
 
 STEPS = (900, 600, 300, 0)

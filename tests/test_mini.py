@@ -10,12 +10,12 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from ex4lib.training import mini, networks
-from ex4lib.training.contrastive import in_another_look
-from ex4lib.training.mini import Training, checkpoint_path, train
-from ex4lib.training.recipe import MODELS, Recipe, generator, strange, to_tensor
-from ex4lib.training.recipes import RECIPES, Diffusion, latent_scheduler
-from ex4lib.training.words import NAMED_LOOKS
+from training import mini, networks
+from training.contrastive import in_another_look
+from training.mini import Training, checkpoint_path, train
+from training.recipe import MODELS, Recipe, generator, strange, to_tensor
+from training.recipes import RECIPES, Diffusion, latent_scheduler
+from training.words import NAMED_LOOKS
 
 
 def shipped(*parts):
@@ -140,9 +140,9 @@ def test_to_tensor_range_and_area_reduction():
 
 
 def test_the_tokenizer_is_the_same_in_every_process_and_knows_every_word():
-    code = "import json; from ex4lib.training.networks import tokenizer; print(json.dumps(tokenizer().get_vocab()))"
+    code = "import json; from training.networks import tokenizer; print(json.dumps(tokenizer().get_vocab()))"
     command = [sys.executable, "-c", code]
-    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(networks.__file__).parents[2])
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(networks.__file__).parents[1])
     words = networks.tokenizer()
     assert json.loads(other.stdout) == words.get_vocab()
     for word in networks.vocabulary():

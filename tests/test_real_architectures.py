@@ -7,8 +7,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.training.networks import tokenizer
 from tests.random_models import random_network
+from training.networks import tokenizer
 
 #: What differs between the versions: the published configurations of runwayml's 1.5 and stabilityai's 2.1.
 VERSIONS = {

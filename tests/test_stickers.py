@@ -4,12 +4,12 @@ import re
 import numpy as np
 import pytest
 
-from ex4lib.training import artwork
-from ex4lib.training.artwork import FAMILIES, Sprites
-from ex4lib.training.networks import TOKENS, tokenizer, vocabulary
-from ex4lib.training.pictures import Pictures, draw_chunk
-from ex4lib.training.prompts import COURSE_PROMPTS, LEFT_OUT, unknown_words
-from ex4lib.training.stickers import (
+from training import artwork
+from training.artwork import FAMILIES, Sprites
+from training.networks import TOKENS, tokenizer, vocabulary
+from training.pictures import Pictures, draw_chunk
+from training.prompts import COURSE_PROMPTS, LEFT_OUT, unknown_words
+from training.stickers import (
     Placed,
     Scene,
     is_held_out,
@@ -18,8 +18,8 @@ from ex4lib.training.stickers import (
     render,
     sample_scene,
 )
-from ex4lib.training.things import IN_COURSES, THINGS, with_article
-from ex4lib.training.words import COLOURS, GROUNDS, LOOKS, NAMED_LOOKS
+from training.things import IN_COURSES, THINGS, with_article
+from training.words import COLOURS, GROUNDS, LOOKS, NAMED_LOOKS
 
 
 def disc(colour, size=48):
@@ -174,7 +174,7 @@ def test_artwork_is_found_and_drawn(tmp_path, monkeypatch):
 
 def test_shipped_looks_are_what_the_filters_make_of_the_photograph():
     from ex4lib import images, metrics
-    from ex4lib.training import looks
+    from training import looks
 
     for look in looks.SHIPPED:
         made = images.load(looks.in_look(look))

@@ -10,7 +10,7 @@ import yaml
 
 from ex4lib import models
 from ex4lib.judge import Judge
-from ex4lib.studies import drawings, sweeps
+from experiments import drawings, sweeps
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 GRID = {

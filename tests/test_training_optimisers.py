@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ex4lib.training.optimisers import MuonAdamW
+from training.optimisers import MuonAdamW
 
 
 class Network(nn.Module):

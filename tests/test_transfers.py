@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ex4lib import images, metrics, transfer
-from ex4lib.studies import transfers
+from experiments import transfers
 
 
 @pytest.fixture

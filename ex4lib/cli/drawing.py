@@ -11,8 +11,9 @@ import torch
 import typer
 from tqdm.auto import tqdm
 
-from ex4lib import experiments, grading, images, models
+from ex4lib import files, images, models
 from ex4lib.cli.options import Network, Output, Seed, StyleLoss, check_output
+from experiments import grading
 
 
 def guide(
@@ -146,13 +147,13 @@ def sweep(
 
     Example: python -m ex4lib sweep sweep.yaml -o sweep.csv; over several GPUs: accelerate launch -m ex4lib sweep ...
     """
-    from ex4lib.studies import sweeps
+    from experiments import sweeps
 
     check_output(output, (".csv",))
     rows = sweeps.sweep(sweeps.read(config))
     if sweeps.processes().is_main_process:
         images.write_bytes(output, sweeps.table(rows).encode())
-        typer.echo(f"{output}: {len(rows)} pictures, also in {experiments.figures_folder() / 'runs'}")
+        typer.echo(f"{output}: {len(rows)} pictures, also in {files.figures_folder() / 'runs'}")
 
 
 def _fractions(text: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ex4lib import experiments, figures
+from ex4lib import figures, files
 from ex4lib.widgets.watching import Result, Settings, spread
 
 Shown = Sequence[tuple[Result, int]]
@@ -57,7 +57,7 @@ def provenance(explorer: str, shown: Shown) -> dict[str, Any]:
         {
             "config": {"explorer": explorer, **result.settings, "step": number, "total": result.total},
             "seed": result.settings.get("seed"),
-            "inputs": {name: experiments.picture_sha256(picture) for name, picture in result.inputs.items()},
+            "inputs": {name: files.picture_sha256(picture) for name, picture in result.inputs.items()},
             "weights": result.weights(),
             "values": {"losses": result.losses[:number]},
         }
@@ -79,7 +79,7 @@ def write(explorer: str, shown: Shown, name: str) -> tuple[figures.Saved, str]:
             "the name must be of letters, digits, dashes and underscores and begin with a letter or digit, "
             f"got {name!r}"
         )
-    folder = experiments.figures_folder() / "exported"
+    folder = files.figures_folder() / "exported"
     names = itertools.chain([name], (f"{name}-{copy}" for copy in itertools.count(2)))
     free = next(each for each in names if not (folder / f"{each}.png").exists())
     result, number = shown[-1]

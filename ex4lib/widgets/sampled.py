@@ -23,10 +23,10 @@ from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
-from ex4lib.studies import drawings
 from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Weights
+from experiments import drawings
 
 VIEWS = {
     view.name: view

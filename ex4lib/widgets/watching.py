@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ex4lib import images
-from ex4lib.experiments import Run, stored
+from experiments.store import Run, stored
 
 #: Previews that a run decodes and keeps for the scrubber, about.
 FRAMES = 16

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ex4lib import images
+from ex4lib.files import environment, figures_folder, picture_sha256, write_json
 
 STORED_SIZE = 256
 _computed: set[Path] = set()
@@ -77,40 +75,6 @@ def stored(
         _keep(path, identity, compute(), time.perf_counter() - started)
         _computed.add(path)
     return _recall(path)
-
-
-def figures_folder() -> Path:
-    """Where figures and store live: ``EX4_FIGURES``, or ``figures`` in the checkout, or ``figures`` here."""
-    if os.environ.get("EX4_FIGURES"):
-        return Path(os.environ["EX4_FIGURES"])
-    checkout = Path(__file__).resolve().parent.parent
-    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "figures"
-
-
-def picture_sha256(picture: Tensor) -> str:
-    """SHA-256 of a batch's size and 8-bit levels."""
-    levels = (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
-    return hashlib.sha256(str(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for the record."""
-    packages = ("ex4lib", "torch", "torchvision", "diffusers", "transformers")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return {**versions, "python": platform.python_version(), "device": device}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, the same bytes for the same content."""
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    images.write_bytes(path, (text + "\n").encode())
 
 
 def _keep(path: Path, identity: dict, run: Run, seconds: float) -> None:

@@ -18,7 +18,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ex4lib import experiments
 from ex4lib.diffusion import editing, schedulers
 from ex4lib.diffusion.denoisers import Denoiser
 from ex4lib.diffusion.guidance import Guidance
@@ -27,10 +26,11 @@ from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, Style
 from ex4lib.diffusion.pixel import PixelModel, Upsampler
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import Step, finish, sample
-from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
-from ex4lib.studies.drawings import pipeline_sha256, stack
-from ex4lib.studies.loop_scores import fidelity
+from experiments import store
+from experiments.drawings import pipeline_sha256, stack
+from experiments.loop_scores import fidelity
+from experiments.store import Run, stored
 
 Model = PixelModel | StyleGuidedStableDiffusionPipeline
 
@@ -245,7 +245,7 @@ def upsampled(second: Upsampler, run: Run, prompt: str, *, steps: int = 50) -> R
     return stored("upsampled", config, compute, inputs=small, weights=hashes)
 
 
-def enlarged(picture: Tensor, size: int = experiments.STORED_SIZE) -> Tensor:
+def enlarged(picture: Tensor, size: int = store.STORED_SIZE) -> Tensor:
     """Every pixel a square of as many pixels as fit into ``size``."""
     factor = max(1, size // max(picture.shape[-2:]))
     return picture.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ex4lib.metrics import kernel_distance
-from ex4lib.studies.drawings import interval
+from experiments.drawings import interval
 
 #: The scores of `drawings.judged`, and KID, as tables and axes name them.
 MEASURES = {

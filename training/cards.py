@@ -37,7 +37,7 @@ pipe = StableDiffusionPipeline.from_pretrained("ex4lib/assets/models/mini-sd")
 pipe("a castle next to a river", num_inference_steps=30, guidance_scale=4).images[0]""",
         """![samples](samples.jpg)
 
-Samples of one seed, not chosen, for the prompts of `ex4lib.training.sampling.GRID`.
+Samples of one seed, not chosen, for the prompts of `training.sampling.GRID`.
 
 ![reconstructions](reconstructions.jpg)
 
@@ -129,15 +129,15 @@ that world mean little or nothing to it."""
 {usage}
 ```
 
-{_parameters(MODELS / name):.1f} million parameters, fp16 on disk. Trained by `python -m ex4lib.training.mini`
+{_parameters(MODELS / name):.1f} million parameters, fp16 on disk. Trained by `python -m training.mini`
 on {world}
 
 | {measured} | bar | reached | |
 |---|---|---|---|
 {rows}
 
-All numbers: `evaluation.json`, written by `python -m ex4lib.training.mini evaluate`. A bar that is missed
-needs more training: `python -m ex4lib.training.mini MODEL --minutes N --resume` goes on from these weights.
+All numbers: `evaluation.json`, written by `python -m training.mini evaluate`. A bar that is missed
+needs more training: `python -m training.mini MODEL --minutes N --resume` goes on from these weights.
 
 {pictures}
 

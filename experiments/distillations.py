@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ex4lib import grading, images, metrics, models
+from ex4lib import images, metrics, models
 from ex4lib.diffusion.distillation import (
     ASSIGNMENT,
     RULES,
@@ -29,10 +29,11 @@ from ex4lib.diffusion.distillation import (
     split_options,
 )
 from ex4lib.diffusion.pipelines import StyleObjective
-from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
-from ex4lib.studies.drawings import pipeline_sha256
+from experiments import grading
+from experiments.drawings import pipeline_sha256
+from experiments.store import Run, stored
 
 
 @dataclasses.dataclass(frozen=True)

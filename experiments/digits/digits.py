@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..artwork import cache_dir
+from ex4lib.files import cache_dir
+
 from .unet import SIZE
 
 MNIST_FILES = {

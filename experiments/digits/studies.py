@@ -15,10 +15,10 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from ex4lib.experiments import Run, stored
 from ex4lib.models import device
+from experiments.store import Run, stored
 
-from .. import mnist
+from . import mnist
 from .digits import Digits
 from .loop import Recipe
 from .methods import ddpm_sample, flow_sample, gaussian, last, noised, precision
@@ -58,7 +58,7 @@ class Study:
         return mnist.trained(self.recipe(name), self.pictures(name), epoch, progress=self.progress)
 
     def stored(self, experiment: str, names: Sequence[str], config: dict, compute, recipe: int = 1) -> Run:
-        """`experiments.stored` keyed by the recipes of these names."""
+        """`store.stored` keyed by the recipes of these names."""
         config = {"experiment": experiment, "recipes": [self.recipe(name).plain() for name in names], **config}
         config |= {"data": self.train.name, "epoch_pictures": {name: self.pictures(name).epoch for name in names}}
         hashes = {"train": self.train.sha256, "test": self.test.sha256}

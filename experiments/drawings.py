@@ -18,9 +18,9 @@ from torch import Tensor
 from ex4lib import images, metrics, models, transfer
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
+from experiments.store import Run, stored
 
 #: What the comparisons draw, and what the judge may take it for instead.
 PROMPTS = ("a cat", "a castle next to a river", "a red bus driving on a desert road")

@@ -5,7 +5,9 @@ import re
 import numpy as np
 from PIL import Image
 
-from .artwork import SPRITE, WORLD, cache_dir, icons, rasterise
+from ex4lib.files import cache_dir
+
+from .artwork import SPRITE, WORLD, icons, rasterise
 from .pictures import write_atomically
 from .stickers import PLAIN_FAMILIES
 from .things import THINGS

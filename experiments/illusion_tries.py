@@ -11,11 +11,11 @@ from torch import Tensor
 from ex4lib import metrics
 from ex4lib.diffusion.illusions import FLIP, low_pass
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.experiments import Run, stored
 from ex4lib.judge import Judge
-from ex4lib.studies import comparisons
-from ex4lib.studies.drawings import interval, pipeline_sha256, stack
-from ex4lib.studies.loops import VIEWS, Model, TwoDistances, TwoViews, enlarged, looped, native
+from experiments import comparisons
+from experiments.drawings import interval, pipeline_sha256, stack
+from experiments.loops import VIEWS, Model, TwoDistances, TwoViews, enlarged, looped, native
+from experiments.store import Run, stored
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,14 @@ that was interrupted and goes on sees what it would have seen.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-MODELS = Path(__file__).parents[1] / "assets" / "models"
+from ex4lib.models import EMBEDDED
+
+MODELS = EMBEDDED
 LATENT_NOISE = 0.05  # std of the encoder's posterior, next to latents of std 1
 SNR_GAMMA = 5.0
 

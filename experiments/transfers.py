@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ex4lib import images, metrics
 from ex4lib import transfer as recipes
-from ex4lib.experiments import Run, stored
 from ex4lib.features import VGG
 from ex4lib.losses import Objective, calibrate
 from ex4lib.optimisation import Step, finish, optimise
 from ex4lib.statistics import STATISTICS
+from experiments.store import Run, stored
 
 
 def inversion(

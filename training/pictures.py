@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .artwork import WORLD, Sprites, cache_dir
+from ex4lib.files import cache_dir
+
+from .artwork import WORLD, Sprites
 from .stickers import render, sample_scene
 
 CHUNK = 4096

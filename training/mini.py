@@ -1,8 +1,8 @@
 """Train, export and evaluate the embedded models.
 
-    python -m ex4lib.training.mini vae --minutes 20 --resume
-    python -m ex4lib.training.mini export
-    python -m ex4lib.training.mini evaluate
+    python -m training.mini vae --minutes 20 --resume
+    python -m training.mini export
+    python -m training.mini evaluate
 
 MODEL is one of vae, mini-clip, mini-judge, mini-sd, mini-pixel, mini-ddpm (trained in that order: mini-sd
 and mini-pixel stand on the exported text tower, mini-sd on the exported autoencoder). Checkpoints, logs and
@@ -22,8 +22,9 @@ from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from ex4lib.files import cache_dir
+
 from . import looks, networks
-from .artwork import cache_dir
 from .export import committed_weights, export
 from .pictures import draw_chunks, write_atomically
 from .recipe import Recipe

@@ -2,7 +2,7 @@
 
 import re
 
-from ex4lib.studies.distillations import EDITS, LACKING, PROMPTS
+from experiments.distillations import EDITS, LACKING, PROMPTS
 
 from .networks import vocabulary
 

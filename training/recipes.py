@@ -9,8 +9,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel
 
+from ex4lib.files import cache_dir
+
 from . import networks
-from .artwork import cache_dir
 from .contrastive import Contrastive
 from .faces import face_pictures
 from .optimisers import MuonAdamW

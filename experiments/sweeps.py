@@ -25,7 +25,7 @@ from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.schedulers import SUPPORTED
 from ex4lib.statistics import STATISTICS
-from ex4lib.studies import drawings
+from experiments import drawings
 
 #: What `drawings.judged` says of a picture and a table holds.
 SCORES = ("gram", "meanvar", "colour", "texture", "agrees", "score", "content")

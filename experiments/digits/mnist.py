@@ -1,7 +1,7 @@
 """CS180's project 5B: the recipes of its networks, and a name -> a trained network.
 
-    python -m ex4lib.training.mnist class --data digits
-    python -m ex4lib.training.mnist export
+    python -m experiments.digits.mnist class --data digits
+    python -m experiments.digits.mnist export
 
 Checkpoints and kept weights lie in the user's cache directory; `export` copies the finished weights of `SHIPPED` into
 ``ex4lib/assets/models/from-scratch``.
@@ -18,17 +18,17 @@ from typing import Annotated
 import typer
 from safetensors import safe_open
 
+from ex4lib.files import cache_dir
 from ex4lib.images import write_bytes
-from ex4lib.models import device
+from ex4lib.models import EMBEDDED, device
 
-from .artwork import cache_dir
-from .from_scratch.digits import Digits, load
-from .from_scratch.loop import Recipe, Training, identity, read_weights, snapshot_path, train
-from .from_scratch.methods import Schedule
-from .from_scratch.scores import Classifier
-from .from_scratch.unet import UNet
+from .digits import Digits, load
+from .loop import Recipe, Training, identity, read_weights, snapshot_path, train
+from .methods import Schedule
+from .scores import Classifier
+from .unet import UNet
 
-ASSETS = Path(__file__).parents[1] / "assets" / "models" / "from-scratch"
+ASSETS = EMBEDDED / "from-scratch"
 SHIPPED = ("class", "flow", "classifier")
 
 #: The course's own numbers. `scaled` and `pure-noise` are experiments on them.

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ex4lib import experiments, images
-from ex4lib.experiments import Run, stored
+import experiments.store as store_module
+from ex4lib import files, images
+from experiments.store import Run, stored
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def compute():
     return run
 
 
-def files(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
@@ -42,7 +43,7 @@ def test_the_second_call_does_not_compute(store, compute):
     assert first.values == second.values == {"loss": 0.333333, "curve": [1.0, 2], "name": "a"}
     assert torch.equal(first.pictures["image"], second.pictures["image"])
     assert first.provenance == second.provenance
-    assert len(files(store / "kind")) == 2
+    assert len(file_names(store / "kind")) == 2
 
 
 def test_pictures_survive(compute):
@@ -54,8 +55,8 @@ def test_pictures_survive(compute):
 def test_large_pictures_are_kept_small(compute):
     compute.image = images.load("coffee", 400)
     got = stored("kind", {}, compute).pictures["image"]
-    assert max(got.shape[2:]) == experiments.STORED_SIZE
-    assert (got - images.resize(compute.image, experiments.STORED_SIZE)).abs().mean() < 0.03
+    assert max(got.shape[2:]) == store_module.STORED_SIZE
+    assert (got - images.resize(compute.image, store_module.STORED_SIZE)).abs().mean() < 0.03
 
 
 def test_provenance(compute):
@@ -88,7 +89,7 @@ def test_what_makes_another_run(store, compute, change):
     assert compute.calls == 2
     stored(compute=compute, **BASE)
     assert compute.calls == 2
-    assert len([name for name in files(store) if name.endswith(".json")]) == 2
+    assert len([name for name in file_names(store) if name.endswith(".json")]) == 2
 
 
 def test_what_makes_no_other_run(compute):
@@ -105,7 +106,7 @@ def test_an_interrupted_run_leaves_nothing_and_resumes(store, compute, error):
 
     with pytest.raises(error):
         stored("kind", {}, interrupted)
-    assert files(store) == []
+    assert file_names(store) == []
     stored("kind", {}, compute)
     assert compute.calls == 1
 
@@ -118,7 +119,7 @@ def test_what_is_not_finite_is_kept_as_none():
 
 def test_ignoring_the_store_computes_once_per_process(compute, monkeypatch):
     stored("kind", {}, compute)
-    monkeypatch.setattr(experiments, "_computed", set())  # a new process
+    monkeypatch.setattr(store_module, "_computed", set())  # a new process
     monkeypatch.setenv("EX4_STORE", "ignore")
     stored("kind", {}, compute)
     assert compute.calls == 2
@@ -131,9 +132,9 @@ def test_a_process_killed_while_writing(store, compute):
     script = """
         import os
         import torch
-        from ex4lib import experiments
+        from experiments import store
 
-        run = experiments.Run({"loss": 1.0}, {"image": torch.zeros(1, 3, 8, 8)})
+        run = store.Run({"loss": 1.0}, {"image": torch.zeros(1, 3, 8, 8)})
         real = os.fdopen
 
         def die_at(suffix):
@@ -146,7 +147,7 @@ def test_a_process_killed_while_writing(store, compute):
                 return file
 
             os.fdopen = dying
-            experiments.stored("kind", {}, lambda: run)
+            store.stored("kind", {}, lambda: run)
 
         for suffix in (".jpg", ".json"):
             child = os.fork()
@@ -154,9 +155,9 @@ def test_a_process_killed_while_writing(store, compute):
                 die_at(suffix)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(experiments.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(store_module.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, timeout=300, check=True)
-    left = files(store)
+    left = file_names(store)
     assert any(".jpg" in name for name in left) and any(".json" in name for name in left)
     assert not any(name.endswith(".json") for name in left)
     got = stored("kind", {}, compute)
@@ -165,13 +166,13 @@ def test_a_process_killed_while_writing(store, compute):
 
 
 def test_the_figures_folder(monkeypatch, tmp_path):
-    assert experiments.figures_folder() == tmp_path / "figures"
+    assert files.figures_folder() == tmp_path / "figures"
     monkeypatch.delenv("EX4_FIGURES")
-    assert experiments.figures_folder() == Path(experiments.__file__).resolve().parents[1] / "figures"
+    assert files.figures_folder() == Path(store_module.__file__).resolve().parents[1] / "figures"
 
 
 def test_json_is_written_the_same_way(tmp_path):
-    experiments.write_json(tmp_path / "a.json", {"b": 1, "a": "größer"})
-    experiments.write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
+    files.write_json(tmp_path / "a.json", {"b": 1, "a": "größer"})
+    files.write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
     content = (tmp_path / "a.json").read_bytes()
     assert content == (tmp_path / "b.json").read_bytes() == '{\n "a": "größer",\n "b": 1\n}\n'.encode()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from ex4lib.files import cache_dir
 
 from .things import THINGS, Thing
 
@@ -36,12 +37,6 @@ FAMILIES = {
 }
 WORLD = 1  # bump by hand whenever the same scene would be drawn or said differently
 SPRITE = 128  # pixels; a picture is at most this large
-
-
-def cache_dir() -> Path:
-    """The user's cache for artwork, pictures and checkpoints: `$EX4_CACHE`, else `~/.cache/ex4lib`."""
-    root = os.environ.get("EX4_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ex4lib"
-    return Path(root)
 
 
 def artwork_dir() -> Path:

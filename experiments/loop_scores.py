@@ -11,7 +11,7 @@ from torch import Tensor
 from ex4lib import images, metrics, models
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
-from ex4lib.studies.drawings import PROMPTS, RIVALS
+from experiments.drawings import PROMPTS, RIVALS
 
 #: Pictures are enlarged to this before LPIPS, which was trained on patches of 64 pixels.
 LEAST_COMPARED = 64

@@ -1,1 +1,0 @@
-"""The experiments of notebooks and report: one configuration in, one stored `Run` out."""

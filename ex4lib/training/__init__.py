@@ -1,1 +1,0 @@
-"""How the embedded models were made: the world they know and the command that trains them."""
