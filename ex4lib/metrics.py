@@ -1,24 +1,190 @@
-"""Judging pictures with numbers that were not optimised."""
+"""Numbers that judge pictures: distances to a style or to a reference picture, and how certain their means are.
+
+Packages that only some measures need (lpips, scikit-image) are imported when those measures are called; they come
+with ``pip install "ex4lib[metrics]"``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from types import ModuleType
 
-import lpips
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from ex4lib import colour, images
-from ex4lib.features import VGG
-from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
+from ex4lib.features import BLOCKS, VGG
+from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, second_moment
 
-#: Layers no recipe of ours optimises.
+#: Layers that no recipe of this library optimises.
 HELD_OUT = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 JUDGED_SIZE = 256
+#: Layers and size of the pictures for `style_distances`.
+NEAREST_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+NEAREST_SIZE = 128
+
+
+@torch.no_grad()
+def style_distances(
+    pictures: Tensor,
+    paintings: Sequence[images.ImageSource],
+    network: VGG,
+    *,
+    layers: Sequence[str] = NEAREST_LAYERS,
+    batch: int = 32,
+) -> Tensor:
+    """Symmetric Gram distances ``(B, P)`` of every picture to every painting, in float64 on the CPU.
+
+    ``d(a, b) = mean_l ‖G_l(a) - G_l(b)‖² / (‖G_l(a)‖ · ‖G_l(b)‖)`` for Gram matrices ``G_l`` at layer l, of the middle
+    squares at 128 px, in the network as it was trained (max pooling, zero padding). 0 is the same style; the division
+    by both norms keeps any single painting from being everybody's nearest. Nothing bounds the distance above.
+
+    Arguments:
+        pictures: ``(B, 3, H, W)`` in [0, 1].
+        paintings: what `images.load` takes, one picture each.
+        network: the judge; not the variant that guidance optimised.
+        batch: pictures in one forward pass.
+    """
+    network = network.variant(pooling="max", padding="zeros")
+    pictures = images.check(pictures, "pictures")
+    squares = torch.cat([_square(images.load(painting)) for painting in paintings])
+    targets = _gram_vectors(squares, network, layers)
+    rows = []
+    for part in pictures.split(batch):
+        vectors = _gram_vectors(_square(part), network, layers)
+        rows.append(torch.stack([_relative_distance(vectors[layer], targets[layer]) for layer in targets]).mean(0))
+    return torch.cat(rows).cpu()
+
+
+def _square(picture: Tensor) -> Tensor:
+    return images.resize(images.crop_square(picture), (NEAREST_SIZE, NEAREST_SIZE))
+
+
+def _gram_vectors(pictures: Tensor, network: VGG, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Flattened Gram matrices ``(B, C²)`` by layer, in float64."""
+    features = network(pictures.to(network.mean), layers)
+    return {layer: second_moment(feature).flatten(1).double() for layer, feature in features.items()}
+
+
+def _relative_distance(a: Tensor, b: Tensor) -> Tensor:
+    """``‖a_i - b_j‖² / (‖a_i‖ ‖b_j‖)`` for rows of ``a`` and ``b``."""
+    norm_a, norm_b = a.norm(dim=1)[:, None], b.norm(dim=1)[None]
+    return (norm_a / norm_b + norm_b / norm_a - 2 * (a @ b.T) / (norm_a * norm_b)).clamp_min(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Specificity:
+    """How often the nearest painting is the intended one.
+
+    Attributes:
+        nearest: ``(B,)``, whether the intended painting is the nearest, 1.0 or 0.0.
+        ranks: ``(B,)``, the rank of the intended painting, 1 for the nearest.
+        confusion: ``(P, P)``, counts of pictures by intended painting (row) and nearest painting (column).
+    """
+
+    nearest: tuple[float, ...]
+    ranks: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def share(self) -> float:
+        """Share of pictures whose nearest painting is the intended one; by chance 1 / P."""
+        return sum(self.nearest) / len(self.nearest)
+
+    @property
+    def mean_rank(self) -> float:
+        """Mean rank of the intended painting; by chance (P + 1) / 2."""
+        return sum(self.ranks) / len(self.ranks)
+
+
+def specificity(distances: Tensor, intended: Sequence[int] | Tensor) -> Specificity:
+    """Compare distances ``(B, P)``, such as `style_distances` gives, with the painting that each picture should follow.
+
+    A tie counts against the picture: the rank is 1 + the number of other paintings at most as far as the intended one.
+
+    Arguments:
+        intended: ``(B,)`` column of the intended painting of each picture.
+
+    Raises:
+        ValueError: no picture, a distance that is not finite, or not one column in [0, P) for each picture.
+    """
+    intended = torch.as_tensor(intended).flatten().long().cpu()
+    distances = torch.as_tensor(distances).double().cpu()
+    if distances.ndim != 2 or 0 in distances.shape or not distances.isfinite().all():
+        raise ValueError(f"distances must be finite and of shape (B, P), got shape {tuple(distances.shape)}")
+    count, paintings = distances.shape
+    if len(intended) != count or not ((intended >= 0) & (intended < paintings)).all():
+        raise ValueError(
+            f"intended must give one column from 0 to {paintings - 1} for each of {count} pictures, got "
+            f"{intended.tolist()}"
+        )
+    own = distances.gather(1, intended[:, None])
+    ranks = (distances <= own).sum(1)
+    confusion = torch.zeros(paintings, paintings, dtype=torch.long)
+    others = distances.scatter(1, intended[:, None], torch.where(ranks[:, None] > 1, float("inf"), own))
+    confusion.index_put_((intended, others.argmin(1)), torch.ones(count, dtype=torch.long), accumulate=True)
+    return Specificity(
+        nearest=tuple((ranks == 1).double().tolist()),
+        ranks=tuple(ranks.tolist()),
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def anchors(
+    painting: images.ImageSource,
+    others: Sequence[images.ImageSource],
+    network: VGG,
+    *,
+    unguided: Tensor | None = None,
+    layers: Sequence[str] = NEAREST_LAYERS,
+) -> dict[str, float]:
+    """Style distances to ``painting`` that give a number its meaning, by `style_distances`.
+
+    Returned are ``"flat grey"``; ``"unguided"``, the mean over pictures ``(B, 3, H, W)`` without guidance if they are
+    given; ``"another painting"``, the mean over ``others``; ``"another crop"``, the mean over the four corners of the
+    painting's middle square, three quarters of its side each, enlarged to the same size; and ``"itself"``, which is 0.
+    """
+
+    def mean(pictures: Tensor) -> float:
+        return style_distances(pictures, [painting], network, layers=layers).mean().item()
+
+    square = images.crop_square(images.load(painting))
+    found = {"flat grey": mean(torch.full_like(square, 0.5))}
+    if unguided is not None:
+        found["unguided"] = mean(unguided)
+    if others:
+        found["another painting"] = mean(torch.cat([_square(images.load(other)) for other in others]))
+    return found | {"another crop": mean(corners(square)), "itself": mean(square)}
+
+
+def corners(square: Tensor) -> Tensor:
+    """The four corners of a square picture ``(1, 3, S, S)``, three quarters of its side each: ``(4, 3, R, R)``."""
+    side = max(1, square.shape[-1] * 3 // 4)
+    return torch.cat(
+        [square[..., y, x] for y in (slice(side), slice(-side, None)) for x in (slice(side), slice(-side, None))]
+    )
+
+
+def random_network(seed: int = 0) -> VGG:
+    """A VGG-16 with random weights: a second judge that shares no weights with any network that was optimised.
+
+    Weights are normal with variance 2 / (9 · C_in) (He et al., 2015), biases are 0. Gram matrices of such networks are
+    enough to synthesise textures: Ustyuzhaninov et al., "Texture Synthesis Using Shallow Convolutional Networks with
+    Random Filters" (2016); He, Wang & Hopcroft, "A Powerful Generative Model Using Random Weights" (2016).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    convolutions, before = [], 3
+    for depth, width in zip(BLOCKS["vgg16"], (64, 128, 256, 512, 512), strict=True):
+        for _ in range(depth):
+            weight = torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+            convolutions.append((weight, torch.zeros(width)))
+            before = width
+    return VGG("vgg16", convolutions, mean=(0.5,) * 3, std=(0.25,) * 3, name=f"vgg16-random-{seed}")
 
 
 @torch.no_grad()
@@ -51,9 +217,10 @@ def style_distance(
 
 @torch.no_grad()
 def colour_distance(image: Tensor, style: Tensor) -> float:
-    """2-Wasserstein distance of the pixels' colours taken as Gaussians, in units of the image's range.
+    """Squared 2-Wasserstein distance of the pixels' colours taken as Gaussians, relative to that of a black picture.
 
-    ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``; 0.1 is a shift of every pixel by a tenth of the range.
+    ``W² / (‖μ*‖² + tr Σ*)`` with ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``. Squared and relative as
+    `texture_distance` is, so that the two compare: 0 is the style itself, and a picture of zeros scores 1.
     """
     (mean, covariance), (mean_style, covariance_style) = (
         colour.colour_moments(images.resize(x, JUDGED_SIZE)) for x in (image, style)
@@ -61,11 +228,15 @@ def colour_distance(image: Tensor, style: Tensor) -> float:
     eigenvalues = torch.linalg.eigvals(covariance @ covariance_style).real.clamp_min(0)
     traces = (covariance + covariance_style).diagonal(dim1=1, dim2=2).sum(1)
     squared = (mean - mean_style).square().sum(1) + traces - 2 * eigenvalues.sqrt().sum(1)
-    return squared.clamp_min(0).sqrt().mean().item()
+    black = mean_style.square().sum(1) + covariance_style.diagonal(dim1=1, dim2=2).sum(1)
+    return (squared.clamp_min(0) / black).mean().item()
 
 
 def texture_distance(network: VGG, image: Tensor, style: Tensor, *, layers: Sequence[str] = HELD_OUT) -> float:
-    """`style_distance` after the image's colours were matched to the style's: what is left is texture."""
+    """`style_distance` after the image's colours were matched to the style's: what is left is texture.
+
+    Squared and relative to a picture without features, as `colour_distance` is to a black one.
+    """
     return style_distance(network, colour.match_colour(image, style), style, layers=layers)
 
 
@@ -95,23 +266,25 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
             f"a kernel distance needs at least two pictures on each side, got {len(features)} and {len(reference)}"
         )
     x, y = features.double(), reference.double()
-    own = []
-    for each in (x, y):
-        kernel = (each @ each.T / each.shape[1] + 1) ** 3
-        own.append((kernel.sum() - kernel.trace()) / (len(each) * (len(each) - 1)))
-    return (own[0] + own[1] - 2 * ((x @ y.T / x.shape[1] + 1) ** 3).mean()).item()
+    within = []
+    for sample in (x, y):
+        kernel = (sample @ sample.T / sample.shape[1] + 1) ** 3
+        within.append((kernel.sum() - kernel.trace()) / (len(sample) * (len(sample) - 1)))
+    return (within[0] + within[1] - 2 * ((x @ y.T / x.shape[1] + 1) ** 3).mean()).item()
 
 
 def psnr(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB (scikit-image), range 1."""
-    return float(peak_signal_noise_ratio(*_arrays(image, reference), data_range=1.0))
+    """Peak signal-to-noise ratio ``-10 log10 mean (x - y)²`` in dB, for pictures of range 1."""
+    own, other = _arrays(image, reference)
+    with np.errstate(divide="ignore"):
+        return float(-10 * np.log10(np.square(own - other).mean()))
 
 
 def ssim(image: Tensor, reference: Tensor) -> float:
     """Structural similarity (scikit-image; Gaussian window, as Wang et al. 2004), range 1."""
     own, other = _arrays(image, reference)
     return float(
-        structural_similarity(
+        _extra("skimage.metrics", "scikit-image").structural_similarity(
             own,
             other,
             data_range=1.0,
@@ -143,7 +316,8 @@ def perceptual_distance(network: VGG, image: Tensor, reference: Tensor) -> float
 
 
 @functools.lru_cache(maxsize=1)
-def _lpips_heads() -> lpips.LPIPS:
+def _lpips_heads() -> nn.Module:
+    lpips = _extra("lpips")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision the old way
         heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
@@ -162,6 +336,75 @@ class _Taps(nn.Module):
         layers = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
         features = self.network(image, layers)
         return [at_least_float32(features[layer]) for layer in layers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its confidence interval; ``count`` values in ``clusters`` clusters of each kind."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    clusters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __iter__(self):
+        return iter((self.mean, self.low, self.high))
+
+
+def interval(
+    values: Sequence[float],
+    clusters: Mapping[str, Sequence[Hashable]] | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> Interval:
+    """Mean and percentile bootstrap interval, resampling whole clusters of every kind at once.
+
+    Values that share a prompt, a painting or a seed are not independent. For each kind of cluster as many clusters as
+    there are are drawn with replacement; a value counts as often as the product of its clusters' draws says, and the
+    mean is weighted by these counts. For paired comparisons, give differences as the values.
+
+    Source: Owen, "The pigeonhole bootstrap" (2007). With one value per cluster and one kind it is the ordinary
+    bootstrap.
+
+    Arguments:
+        values: ``N`` numbers.
+        clusters: labels ``N`` by kind, such as ``{"prompt": ..., "painting": ..., "seed": ...}``; None: each value is
+            its own cluster.
+
+    Raises:
+        ValueError: no value, one that is not finite, labels of another length, or a confidence outside (0, 1).
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values must be finite numbers, at least one, got shape {values.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    clusters = {"value": range(len(values))} if clusters is None else clusters
+    random, weights, counts = np.random.default_rng(seed), np.ones((resamples, len(values))), {}
+    for kind, labels in clusters.items():
+        if len(labels) != len(values):
+            raise ValueError(f"clusters[{kind!r}] must hold {len(values)} labels, one per value, got {len(labels)}")
+        known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        counts[kind] = len(known)
+        draws = random.multinomial(len(known), [1 / len(known)] * len(known), size=resamples)
+        weights *= draws[:, [known[label] for label in labels]]
+    mass = weights.sum(1)
+    means = (weights @ values)[mass > 0] / mass[mass > 0]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high), len(values), counts)
+
+
+def _extra(module: str, package: str | None = None) -> ModuleType:
+    """A module of the extra ``metrics``."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'this measure needs the package {package or module}: run pip install "ex4lib[metrics]"'
+        ) from error
 
 
 def brightness(image: Tensor) -> float:

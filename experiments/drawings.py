@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from ex4lib import images, metrics, models, transfer
@@ -187,13 +186,8 @@ def stack(run: Run) -> Tensor:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and bootstrap confidence interval (SciPy, BCa, fixed seed); the mean thrice where all values are equal."""
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return mean, mean, mean
-    found = bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=2000, rng=np.random.default_rng(0))
-    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+    """Mean and bootstrap interval of independent values (`metrics.interval`)."""
+    return tuple(metrics.interval(values, confidence=confidence))
 
 
 def pipeline_sha256(pipe) -> str:

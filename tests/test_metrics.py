@@ -1,9 +1,12 @@
 """Judges against closed forms, scikit-image, scipy and lpips."""
 
+import sys
+
 import lpips
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import skimage.metrics
 import torch
 
@@ -85,6 +88,138 @@ def test_content_error_compares_pictures_of_different_sizes(picture):
     assert smaller < 0.5 * metrics.content_error(network, picture(64, 48), content)
 
 
+# --- which painting is the nearest ----------------------------------------------------------------------------------
+
+
+def test_style_distances_against_explicit_loops(picture):
+    network = random_network("vgg16").variant(pooling="average", padding="replicate")
+    pictures, paintings = picture(140, 160, batch=3), [picture(200, 130), picture(90, 128)]
+    found = metrics.style_distances(pictures, paintings, network, batch=2)
+    judge = network.variant(pooling="max", padding="zeros")
+    for i in range(3):
+        for j, painting in enumerate(paintings):
+            parts = []
+            for layer in metrics.NEAREST_LAYERS:
+                own, other = (
+                    gram(judge(images.resize(images.crop_square(x), (128, 128)), [layer])[layer])
+                    for x in (pictures[i : i + 1], painting.float().double())
+                )
+                parts.append(((own - other) ** 2).sum() / (np.linalg.norm(own) * np.linalg.norm(other)))
+            assert found[i, j].item() == pytest.approx(np.mean(parts), rel=1e-6)
+
+
+def test_style_distances_are_symmetric_and_zero_at_the_painting_itself(picture):
+    network, paintings = random_network("vgg16"), [picture(128, 128) for _ in range(3)]
+    found = metrics.style_distances(torch.cat(paintings), paintings, network)
+    torch.testing.assert_close(found, found.T, atol=1e-9, rtol=1e-9)
+    assert found.diagonal().abs().max() < 1e-9 < found[0, 1]
+
+
+def test_specificity_of_known_distances():
+    distances = torch.tensor([[0.1, 0.5, 0.9], [0.4, 0.3, 0.2], [0.2, 0.1, 0.3], [0.5, 0.5, 0.9]])
+    found = metrics.specificity(distances, [0, 1, 2, 0])
+    assert found.ranks == (1, 2, 3, 2)  # the tie of the last row counts against it
+    assert found.nearest == (1.0, 0.0, 0.0, 0.0) and found.share == 0.25 and found.mean_rank == 2
+    assert found.confusion == ((1, 1, 0), (0, 0, 1), (0, 1, 0))
+
+
+def test_specificity_by_chance(generator):
+    found = metrics.specificity(torch.rand(20_000, 8, generator=generator), [i % 8 for i in range(20_000)])
+    assert found.share == pytest.approx(1 / 8, abs=0.01) and found.mean_rank == pytest.approx(4.5, abs=0.06)
+    confusion = np.array(found.confusion)
+    assert confusion.sum() == 20_000 and np.trace(confusion) == sum(found.nearest)
+
+
+@pytest.mark.parametrize(
+    ("distances", "intended", "sentence"),
+    [
+        (torch.rand(2, 3), [0], "intended must give one column from 0 to 2 for each of 2 pictures"),
+        (torch.rand(2, 3), [0, 3], "intended must give one column"),
+        (torch.full((2, 3), float("nan")), [0, 1], "distances must be finite"),
+        (torch.rand(3), [0, 1, 2], r"of shape \(B, P\), got shape \(3,\)"),
+    ],
+)
+def test_specificity_checks_its_input(distances, intended, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        metrics.specificity(distances, intended)
+
+
+def test_crops_of_a_painting_are_nearest_to_it_by_either_judge(offline):
+    """The judges know a painting again; the second shares no weights with the first."""
+    paintings = [name for name in images.names() if "-" in name and not name.startswith("look-")]
+    crops = [metrics.corners(images.resize(images.crop_square(images.load(name)), 200)) for name in paintings]
+    intended = [number for number in range(len(paintings)) for _ in range(4)]
+    assert len(paintings) == 8
+    for network in (offline, metrics.random_network()):
+        found = metrics.specificity(metrics.style_distances(torch.cat(crops), paintings, network), intended)
+        assert found.share >= 0.9, (network.name, found.confusion)
+
+
+def test_random_networks_differ_by_seed_and_keep_activations_near_one():
+    image = images.load("chelsea", 128)
+    first, again, other = (metrics.random_network(seed) for seed in (0, 0, 1))
+    features = [network(image, ["relu4_1"])["relu4_1"] for network in (first, again, other)]
+    assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
+    assert 0.1 < features[0].square().mean().sqrt() < 10
+
+
+def test_anchors_are_distances(offline):
+    painting, others = "hokusai-great-wave", ["arcimboldo-spring", "kandinsky-composition-viii"]
+    unguided = images.crop_square(images.load("chelsea", 160))
+    found = metrics.anchors(painting, others, offline, unguided=unguided)
+    alone = [metrics.style_distances(images.load(name), [painting], offline).item() for name in others]
+    assert found["another painting"] == pytest.approx(np.mean(alone), rel=1e-6)
+    assert found["unguided"] == pytest.approx(metrics.style_distances(unguided, [painting], offline).item())
+    assert found["itself"] < 1e-9 < found["another crop"] < found["another painting"] < found["flat grey"]
+    assert "unguided" not in metrics.anchors(painting, others, offline)
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_of_independent_values_is_scipy_s():
+    values = np.random.default_rng(1).gamma(2.0, 1.0, 40)
+    expected = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0)
+    found = metrics.interval(values, resamples=20_000)
+    assert found.mean == pytest.approx(values.mean()) and found.count == 40 and found.clusters == {"value": 40}
+    assert tuple(found)[1:] == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
+
+
+def test_copies_of_a_value_add_no_certainty():
+    values = np.random.default_rng(2).normal(size=12)
+    alone = metrics.interval(values, {"seed": range(12)})
+    copied = metrics.interval(np.repeat(values, 5), {"seed": np.repeat(range(12), 5).tolist()})
+    assert tuple(copied) == pytest.approx(tuple(alone)) and copied.clusters == {"seed": 12}
+    naive = metrics.interval(np.repeat(values, 5))
+    assert naive.high - naive.low < 0.6 * (copied.high - copied.low)
+
+
+def test_clusters_of_two_kinds_have_the_variance_of_both():
+    """Of a full crossing x_ij = a_i + b_j the resampled mean has the variance var(a)/I + var(b)/J."""
+    draws = np.random.default_rng(3)
+    a, b = draws.normal(size=10), 2 * draws.normal(size=8)
+    values = (a[:, None] + b[None]).ravel()
+    kinds = {"prompt": [i for i in range(10) for _ in range(8)], "seed": list(range(8)) * 10}
+    found = metrics.interval(values, kinds, confidence=0.6827, resamples=20_000)
+    expected = (a.var() / 10 + b.var() / 8) ** 0.5
+    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.05)
+
+
+def test_intervals_check_their_input():
+    with pytest.raises(ValueError, match=r"clusters\['seed'\] must hold 3 labels"):
+        metrics.interval([1.0, 2.0, 3.0], {"seed": [1, 2]})
+    with pytest.raises(ValueError, match="values must be finite"):
+        metrics.interval([1.0, float("nan")])
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.interval([])
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch, picture):
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    with pytest.raises(ImportError, match=r'needs the package scikit-image: run pip install "ex4lib\[metrics\]"'):
+        metrics.ssim(picture(), picture())
+
+
 # --- colour -------------------------------------------------------------------------------------------------------
 
 
@@ -95,13 +230,15 @@ def test_colour_distance_is_scipy_s(picture):
     root = scipy.linalg.sqrtm(other)
     cross = np.real(scipy.linalg.sqrtm(root @ own @ root))
     expected = ((mean_a - mean_b) ** 2).sum() + np.trace(own + other - 2 * cross)
-    assert metrics.colour_distance(a, b) == pytest.approx(np.sqrt(expected), rel=1e-6)
+    assert metrics.colour_distance(a, b) == pytest.approx(expected / (sized[1] ** 2).sum(0).mean(), rel=1e-6)
 
 
 def test_colour_distance_of_a_shift(picture):
     image = 0.3 + 0.4 * picture(32, 32)
     assert metrics.colour_distance(image, image) == pytest.approx(0, abs=1e-6)
-    assert metrics.colour_distance(image + 0.1, image) == pytest.approx(0.1 * np.sqrt(3), rel=1e-6)
+    shift = metrics.colour_distance(images.resize(image, 256) + 0.1, images.resize(image, 256))
+    assert shift == pytest.approx(0.03 / images.resize(image, 256).square().sum(1).mean().item(), rel=1e-6)
+    assert metrics.colour_distance(torch.zeros_like(image), image) == pytest.approx(1)
 
 
 def test_brightness():
@@ -114,7 +251,11 @@ def test_brightness():
 
 def test_psnr(picture):
     image = 0.5 * picture()
+    other = image + 0.1 * picture()
     assert metrics.psnr(image + 0.1, image) == pytest.approx(20)  # -10 lg 0.01
+    expected = skimage.metrics.peak_signal_noise_ratio(image.numpy(), other.numpy(), data_range=1)
+    assert metrics.psnr(other, image) == pytest.approx(expected)
+    assert metrics.psnr(image, image) == float("inf")
 
 
 def test_ssim_is_scikit_image_s(picture):
