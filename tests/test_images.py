@@ -240,9 +240,69 @@ def test_a_single_bad_pixel_is_found():
         images.check(image, "image")
 
 
-def test_other_types_are_refused():
-    with pytest.raises(ValueError, match=r"source must be .* got ndarray"):
-        images.load(np.zeros((2, 2, 3)))
+@pytest.mark.parametrize("value", [3, None, [0.5], b"chelsea", {"a": 1}])
+def test_other_types_are_refused(value):
+    with pytest.raises(ValueError, match=r"source must be a name, path, URL, PIL picture, array or tensor, got"):
+        images.load(value)
+
+
+# --- arrays and masks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda a: a,
+        lambda a: a.astype(np.int64),
+        lambda a: a.astype(np.uint16) * 257,
+        lambda a: a / 255,
+        lambda a: (a / 255).astype(">f4"),
+        lambda a: a[None],
+        lambda a: a.transpose(2, 0, 1),
+        lambda a: a[::-1][::-1],
+        lambda a: np.dstack([a, np.full(a.shape[:2], 255, np.uint8)]),
+    ],
+)
+def test_arrays_of_any_kind_are_the_same_picture(levels, convert):
+    np.testing.assert_array_equal(as_levels(images.load(convert(levels))), levels)
+
+
+@pytest.mark.parametrize("value", [np.zeros(3), np.zeros((2, 2, 5)), np.array([["a"]]), np.full((2, 2), np.nan)])
+def test_bad_arrays(value):
+    with pytest.raises(ValueError, match=r"^source must "):
+        images.load(value)
+
+
+def test_half_precision_tensors_are_resized():
+    half = torch.rand(1, 3, 8, 8).half()
+    assert images.load(half, 4).dtype == torch.float32
+    torch.testing.assert_close(images.load(half, 4), images.resize(half.float(), 4))
+
+
+def test_masks_of_any_kind_are_the_same_mask(tmp_path):
+    bits = np.random.default_rng(0).random((6, 5)) > 0.5
+    expected = torch.from_numpy(bits).float()[None, None]
+    grey = bits.astype(np.uint8) * 255
+    Image.fromarray(grey).save(tmp_path / "mask.png")
+    Image.fromarray(np.dstack([grey] * 3 + [grey * 0 + 255])).save(tmp_path / "four.png")
+    Image.fromarray(np.dstack([grey * 0 + 255] * 3 + [grey])).save(tmp_path / "opacity.png")
+    sources = [tmp_path / "mask.png", str(tmp_path / "four.png"), tmp_path / "opacity.png", Image.fromarray(bits)]
+    sources += [bits, grey, bits.astype(int), grey.astype(np.float64), bits.astype(np.float16), grey.astype(int) * 257]
+    sources += [np.dstack([grey] * 3), torch.from_numpy(bits), torch.from_numpy(grey)[None, None], expected]
+    sources += [expected.expand(1, 3, 6, 5), expected.bool(), expected[0], expected.half(), images.load(grey)]
+    for source in sources:
+        found = images.mask(source)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+    assert images.mask(grey, grid=(12, 10)).shape == (1, 1, 12, 10)
+
+
+@pytest.mark.parametrize(
+    "value", [-expected for expected in (torch.ones(1, 1, 2, 2), np.ones((2, 2), int))] + [1.5 * np.ones((2, 2)), 7]
+)
+def test_bad_masks(value):
+    with pytest.raises(ValueError, match=r"^mask must "):
+        images.mask(value)
 
 
 # --- URLs ---------------------------------------------------------------------------------------------------------
@@ -373,7 +433,7 @@ def test_resize_to_its_own_size_changes_nothing():
 
 @pytest.mark.parametrize("size", [0, -3, (0, 4), (4, 0)])
 def test_resize_to_nothing(size):
-    with pytest.raises(ValueError, match="size must be at least 1 pixel"):
+    with pytest.raises(ValueError, match="size must be at least 1"):
         images.resize(torch.rand(1, 3, 4, 4), size)
 
 
