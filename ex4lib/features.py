@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import numbers
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -53,8 +54,10 @@ def resolve(layer: str | int, architecture: str) -> str:
         ValueError: unknown layer; the message lists near matches.
     """
     names = layer_names(architecture)
-    if isinstance(layer, int) and 0 <= layer < len(names):
-        return names[layer]
+    layer = layer.strip() if isinstance(layer, str) else layer
+    index = int(layer) if isinstance(layer, numbers.Integral) or str(layer).isdecimal() else -1
+    if 0 <= index < len(names) and not isinstance(layer, bool):
+        return names[index]
     known = tutorial_names(architecture) | {name: name for name in names}
     if layer in known:
         return known[layer]
@@ -125,6 +128,21 @@ class VGG(nn.Module):
         """The canonical name of ``layer`` in this network."""
         return resolve(layer, self.architecture)
 
+    def names(self, layers: str | int | Iterable[str | int]) -> list[str]:
+        """The canonical names of layers, which may also be one, or several in a string as ``"relu1_1, relu2_1"``.
+
+        Raises:
+            ValueError: an unknown layer, or none at all.
+        """
+        if isinstance(layers, str):
+            layers = layers.replace(",", " ").split()
+        elif isinstance(layers, numbers.Integral):
+            layers = [layers]
+        names = [self.resolve(layer) for layer in layers]
+        if not names:
+            raise ValueError("at least one layer is needed")
+        return names
+
     def minimum_size(self, layers: Iterable[str | int]) -> int:
         """The smallest image side for which every layer in ``layers`` has at least one position."""
         deepest = self._until(layers)
@@ -139,7 +157,7 @@ class VGG(nn.Module):
         Raises:
             ValueError: unknown layer, or an image smaller than `minimum_size`.
         """
-        wanted = {self.resolve(layer) for layer in layers}
+        wanted = self.names(layers)
         chain = self._until(wanted)
         self._check_size(image, chain)
         weight = self.convolutions["conv1_1"].weight
@@ -167,7 +185,7 @@ class VGG(nn.Module):
             ValueError: a mask of another shape or range, or a region of which less than one position is left.
         """
         check_mask(mask)
-        wanted = {self.resolve(layer) for layer in layers}
+        wanted = self.names(layers)
         guides: dict[str, Tensor] = {}
         for layer in self._until(wanted):
             if layer.startswith("pool"):
@@ -179,10 +197,7 @@ class VGG(nn.Module):
         return guides
 
     def _until(self, layers: Iterable[str | int]) -> list[str]:
-        wanted = [self.layers.index(self.resolve(layer)) for layer in layers]
-        if not wanted:
-            raise ValueError("at least one layer is needed")
-        return self.layers[: max(wanted) + 1]
+        return self.layers[: max(map(self.layers.index, self.names(layers))) + 1]
 
     def _check_size(self, image: Tensor, chain: list[str]) -> None:
         minimum = self.minimum_size(chain)

@@ -55,9 +55,9 @@ class ContentTerm:
 
 @dataclasses.dataclass(frozen=True)
 class StyleTerm:
-    """Distance between a statistic of one layer's features and its target; ``mask`` restricts it to a region.
+    """Distance between a statistic of one layer's features and its target, divided by ``unit`` ``(1 or B,)``.
 
-    ``unit`` ``(1 or B,)`` is what distances are measured in.
+    ``mask`` restricts the statistic to a region; ``suffix`` is the ending of the term's name.
     """
 
     layer: str
@@ -65,12 +65,12 @@ class StyleTerm:
     target: Tensor
     weight: float = 1.0
     mask: Tensor | None = None
-    region: str = ""
+    suffix: str = ""
     unit: Tensor | float = 1.0
 
     @property
     def name(self) -> str:
-        return f"style/{self.layer}{self.region}"
+        return f"style/{self.layer}{self.suffix}"
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class Objective:
                 raise ValueError(f"the weight of {part.name} must be a finite number of at least 0, got {part.weight}")
         names = [part.name for part in parts]
         if len(set(names)) < len(names):
-            raise ValueError(f"terms must have different names (see `region`), got {', '.join(sorted(names))}")
+            raise ValueError(f"terms must have different names, got {', '.join(sorted(names))}")
         self.network, self.parts = network, tuple(parts)
         self.layers = {layer for part in parts if part.weight for layer in part.layers}
 
@@ -137,7 +137,12 @@ class Objective:
 
 
 def content_terms(
-    network: VGG, image: Tensor, layers: Sequence[str | int], weight: float = 1.0, *, relative: bool = False
+    network: VGG,
+    image: Tensor,
+    layers: str | int | Sequence[str | int],
+    weight: float = 1.0,
+    *,
+    relative: bool = False,
 ) -> list[ContentTerm]:
     """One `ContentTerm` of this weight per layer towards ``image``'s features.
 
@@ -146,7 +151,7 @@ def content_terms(
     with torch.no_grad():
         features = network(check(image, "content image"), layers)
     terms = []
-    for layer in map(network.resolve, layers):
+    for layer in network.names(layers):
         target = at_least_float32(features[layer])
         unit = _positive(target.square().mean().item(), layer) if relative else 1.0
         terms.append(ContentTerm(layer, target, weight / unit))
@@ -156,18 +161,17 @@ def content_terms(
 def style_terms(
     network: VGG,
     images: Tensor | Sequence[Tensor],
-    layers: Sequence[str | int],
+    layers: str | int | Sequence[str | int],
     statistic: str | Statistic = "gram",
     weight: float = 1.0,
     *,
     relative: bool = False,
     layer_weights: Sequence[float] | None = None,
-    blend: Sequence[float] | None = None,
-    mask: Tensor | None = None,
+    style_weights: Sequence[float] | None = None,
+    regions: Sequence[Tensor] | None = None,
     style_masks: Sequence[Tensor | None] | None = None,
-    region: str = "",
 ) -> list[StyleTerm]:
-    """One `StyleTerm` per layer towards the blended statistics of the style images.
+    """Style losses towards several pictures: one `StyleTerm` per layer for their blend, or per layer and region.
 
     Arguments:
         images: one style ``(1, 3, H, W)`` or several; sizes may differ. A batch ``(B, 3, H, W)`` gives each image
@@ -177,47 +181,73 @@ def style_terms(
         weight: of each term, times the layer's entry in ``layer_weights`` (default 1).
         relative: divide each term by its target's distance from the statistic 0; for Gram matrices the loss is then
             ‖G - G*‖² / ‖G*‖², and a weight means the same for every layer, network and painting.
-        blend: share of each style, normalised to sum 1 (default even).
-        mask: region ``(1, 1, H, W)`` of the optimised image that the terms apply to.
-        style_masks: region of each style image that the statistics are taken from.
-        region: a suffix for the terms' names when several regions are used.
+        style_weights: share of each style, normalised to sum 1 (default even).
+        regions: for each style a mask ``(1, 1, H, W)`` of the part of the optimised image that it applies to; the
+            terms' names then end in the number of the style.
+        style_masks: for each style a mask of the part of it that the statistics are taken from, or None.
 
     Raises:
         ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
     """
     images = [images] if isinstance(images, Tensor) else list(images)
-    if not images or not layers:
-        raise ValueError(f"at least one style and one layer are needed, got {len(images)} and {len(layers)}")
-    style_masks = [None] * len(images) if style_masks is None else list(style_masks)
-    if len(style_masks) != len(images):
-        raise ValueError(f"style_masks must be one per style: {len(images)} styles, {len(style_masks)} masks")
+    names = network.names(layers)
+    if not images:
+        raise ValueError("at least one style is needed, got none")
     if isinstance(statistic, str):
         if statistic not in STATISTICS:
             raise ValueError(f"style_loss must be one of {', '.join(STATISTICS)}, got {statistic!r}")
         statistic = STATISTICS[statistic]()
-    names = [network.resolve(layer) for layer in layers]
-    blend = _weights(blend, len(images), "blend")
-    layer_weights = _weights(layer_weights, len(names), "layer_weights")
-    guides = network.masks(mask, names) if mask is not None else {}
-    targets = dict.fromkeys(names, 0.0)
-    with torch.no_grad():
-        for image, style_mask, share in zip(images, style_masks, blend, strict=True):
-            own_guides = network.masks(style_mask, names) if style_mask is not None else {}
-            if style_mask is not None and style_mask.shape[-2:] != image.shape[-2:]:
-                raise ValueError(
-                    f"style_masks must have the size of their styles: {image.shape[-2]} x {image.shape[-1]}, got "
-                    f"{style_mask.shape[-2]} x {style_mask.shape[-1]}"
-                )
-            for name, feature in network(check(image, "style image"), names).items():
-                targets[name] = targets[name] + share / sum(blend) * statistic(feature, own_guides.get(name))
+    masks = [None] * len(images) if style_masks is None else list(style_masks)
+    weights = [weight * share for share in _weights(layer_weights, len(names), "layer_weights")]
+    for argument, given in (("style_masks", masks), ("regions", regions)):
+        if given is not None and len(given) != len(images):
+            raise ValueError(f"{argument} must be one per style: {len(images)} styles, {len(given)} masks")
+    if regions is None:
+        shares = _weights(style_weights, len(images), "style_weights")
+        targets = _blend(network, images, masks, names, statistic, shares)
+        return [_style_term(name, statistic, targets[name], weights[i], relative) for i, name in enumerate(names)]
+    if style_weights is not None:
+        raise ValueError("style_weights and regions exclude each other: styles either blend or have a region each")
     terms = []
-    for name, layer_weight in zip(names, layer_weights, strict=True):
-        target, unit = targets[name], 1.0
-        if relative:
-            unit = statistic.distance(torch.zeros_like(target), target)
-            _positive(unit.min().item(), name)
-        terms.append(StyleTerm(name, statistic, target, weight * layer_weight, guides.get(name), region, unit))
+    for number, (image, mask, region) in enumerate(zip(images, masks, regions, strict=True)):
+        targets, covered = _blend(network, [image], [mask], names, statistic, [1.0]), network.masks(region, names)
+        terms += [
+            _style_term(name, statistic, targets[name], weights[i], relative, covered[name], f"/{number}")
+            for i, name in enumerate(names)
+        ]
     return terms
+
+
+@torch.no_grad()
+def _blend(network, images, masks, names: list[str], statistic: Statistic, shares: list[float]) -> dict[str, Tensor]:
+    """The weighted mean of the images' statistics, by layer."""
+    targets = dict.fromkeys(names, 0.0)
+    for image, mask, share in zip(images, masks, shares, strict=True):
+        if mask is not None and mask.shape[-2:] != image.shape[-2:]:
+            raise ValueError(
+                f"style_masks must have the size of their styles: {image.shape[-2]} x {image.shape[-1]}, got "
+                f"{mask.shape[-2]} x {mask.shape[-1]}"
+            )
+        covered = {} if mask is None else network.masks(mask, names)
+        for name, feature in network(check(image, "style image"), names).items():
+            targets[name] = targets[name] + share / sum(shares) * statistic(feature, covered.get(name))
+    return targets
+
+
+def _style_term(
+    layer: str,
+    statistic: Statistic,
+    target: Tensor,
+    weight: float,
+    relative: bool,
+    mask: Tensor | None = None,
+    suffix: str = "",
+) -> StyleTerm:
+    unit = 1.0
+    if relative:
+        unit = statistic.distance(torch.zeros_like(target), target)
+        _positive(unit.min().item(), layer)
+    return StyleTerm(layer, statistic, target, weight, mask, suffix, unit)
 
 
 def calibrate(
@@ -281,5 +311,5 @@ def _weights(weights: Sequence[float] | None, count: int, argument: str) -> list
 
 def _positive(unit: float, layer: str) -> float:
     if not 0 < unit < float("inf"):
-        raise ValueError(f"layer {layer} answers to the target with {unit}: there is nothing to be relative to")
+        raise ValueError(f"layer {layer} gives the target a norm of {unit}, by which a relative loss cannot be divided")
     return unit

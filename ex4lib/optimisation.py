@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -24,14 +25,21 @@ STALL = 10
 #: After so many failed steps in a row the loop ends with the best image it has.
 PATIENCE = 8
 
+#: Forward and backward passes, by default.
+EVALUATIONS = 300
+
+#: Learning rate of each optimiser, by default.
+RATES = {"lbfgs": 1.0, "adam": 0.03}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One evaluation of an objective.
 
     ``loss`` ``(B,)`` and its weighted parts ``terms`` belong to ``image``; ``best`` is the image of the lowest loss at
-    this scale so far. ``index`` counts evaluations from 1 to at most ``total``. ``note`` says what went wrong, if
-    anything did. Images are decoded only when read.
+    this scale so far, which is ``lowest``, summed over the batch. ``index`` counts evaluations from 1 to at most
+    ``total``. ``note`` says what went wrong, if anything did. ``size`` is ``(H, W)`` of the finished image. Images are
+    decoded only when read.
     """
 
     index: int
@@ -39,28 +47,36 @@ class Step:
     loss: Tensor
     terms: dict[str, Tensor]
     note: str
-    _point: Tensor = dataclasses.field(repr=False)
-    _best: Tensor = dataclasses.field(repr=False)
-    _decode: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
+    lowest: float
+    size: tuple[int, int]
+    _image: Callable[[], Tensor] = dataclasses.field(repr=False)
+    _best: Callable[[], Tensor] = dataclasses.field(repr=False)
 
     @property
     def image(self) -> Tensor:
-        return self._decode(self._point)
+        return self._image()
 
     @property
     def best(self) -> Tensor:
-        return self._decode(self._best)
+        return self._best()
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished loop leaves: the best image, and per evaluation the loss and its parts, summed over a batch."""
+    """What a finished loop leaves.
+
+    ``image`` is the best image and ``loss`` its loss. ``losses`` and ``terms`` hold the loss and its parts at each
+    evaluation. All are summed over a batch. ``interrupted``: Ctrl-C ended the loop; before the finest scale ``image``
+    is then an enlarged coarser one, and ``loss`` belongs to that.
+    """
 
     image: Tensor
+    loss: float
     losses: list[float]
     terms: dict[str, list[float]]
     seconds: float
     notes: list[str]
+    interrupted: bool = False
 
     @property
     def evaluations(self) -> int:
@@ -72,9 +88,11 @@ def optimise(
     init: Tensor,
     *,
     optimiser: str = "lbfgs",
-    evaluations: int = 300,
+    evaluations: int = EVALUATIONS,
+    seconds: float | None = None,
     learning_rate: float | None = None,
     history: int = 20,
+    fallback: Tensor | None = None,
 ) -> Iterator[Step]:
     """Minimise ``objective`` over the pixels of ``init``; yields a `Step` per evaluation of it.
 
@@ -83,45 +101,71 @@ def optimise(
     later towards black and white than a sigmoid's x (1 - x). The first step has an rms of 0.02 in u whatever the
     scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
 
-    A loss that is not finite, or ten times the best, rolls back to the best image with half the step, with a
-    warning and a ``note``; so, with a note only, does L-BFGS after `STALL` evaluations without progress. After
-    `PATIENCE` such failures without any progress between them the loop ends.
+    A loss or gradient that is not finite, or a loss far above the best (see `_limit`), rolls back to the best image
+    with half the step, with a warning and a ``note``; so, with a note only, does L-BFGS after `STALL` evaluations
+    without progress. After `PATIENCE` such failures without any progress between them the loop ends.
 
     Arguments:
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
         init: ``(B, 3, H, W)`` in [0, 1]; a batch shares L-BFGS's curvature, Adam treats its images apart.
         evaluations: forward and backward passes, the unit that cost is counted in.
+        seconds: no evaluation starts later than this after the first; None for no limit.
         learning_rate: default 1 (L-BFGS), 0.03 (Adam).
         history: pairs of vectors that L-BFGS keeps, each the size of the image.
+        fallback: an image like ``init`` that stays the best one until another has a lower loss.
 
     Raises:
-        ValueError: unknown optimiser, evaluations < 1, learning rate <= 0, or an objective not finite at ``init``.
+        ValueError: an argument outside of these, at once; an objective not finite at ``init``, at the first step.
     """
-    if optimiser not in ("lbfgs", "adam"):
+    if optimiser not in RATES:
         raise ValueError(f"optimiser must be lbfgs or adam, got {optimiser!r}")
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, got {evaluations}")
-    rate = (1.0 if optimiser == "lbfgs" else 0.03) if learning_rate is None else learning_rate
-    if not rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    for name, value in (("evaluations", evaluations), ("history", history)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    rate = RATES[optimiser] if learning_rate is None else learning_rate
+    if not 0 < rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    if seconds is not None and math.isnan(seconds):
+        raise ValueError(f"seconds must be a number, got {seconds}")
+    init = images.check(init, "init").detach()
+    return _descend(objective, init, optimiser, evaluations, seconds, rate, history, fallback)
+
+
+def _descend(
+    objective: Callable[[Tensor], Tensor],
+    init: Tensor,
+    optimiser: str,
+    evaluations: int,
+    seconds: float | None,
+    rate: float,
+    history: int,
+    fallback: Tensor | None,
+) -> Iterator[Step]:
+    """The loop of `optimise`."""
     encode, decode = (_to_angle, _from_angle) if optimiser == "lbfgs" else (torch.clone, torch.clone)
-    point = encode(images.check(init, "init").detach()).contiguous().requires_grad_()
-    best_loss, best_point, best_index, failures = float("inf"), point.detach().clone(), 0, 0
-    method = _method(optimiser, point, rate, history)
+    point = encode(init).contiguous().requires_grad_()
+    best_loss, best_point, best_index, failures = math.inf, point.detach().clone(), 0, 0
+    first_loss, best, size = math.inf, functools.partial(decode, best_point), tuple(init.shape[-2:])
+    if fallback is not None:
+        best_loss, best = _fallback_loss(objective, fallback), fallback.clone
+    method, began = _method(optimiser, point, rate, history), time.perf_counter()
     for index in range(1, evaluations + 1):
         here = point.detach().clone()
         loss, terms, gradient = _evaluate(objective, point, decode)
-        total = loss.sum().item()
-        note = ""
+        total, note = loss.sum().item(), ""
+        finite = math.isfinite(total) and bool(gradient.isfinite().all())
+        if index == 1:
+            first_loss = total
+            if not finite:
+                raise ValueError(f"the objective or its gradient is not finite at the start: loss {total}")
         astray = optimiser == "lbfgs" and total > best_loss and index - best_index >= STALL
-        if math.isfinite(total) and total <= 10 * best_loss and not astray:  # true at the first finite evaluation
+        if index == 1 or (finite and total <= _limit(best_loss, first_loss) and not astray):
             if total < best_loss:
                 best_loss, best_point, best_index, failures = total, here, index, 0
+                best = functools.partial(decode, here)
             # Contiguous: torch's L-BFGS views the gradient as a vector.
             point.grad = gradient.contiguous()
             method(total)
-        elif index == 1:
-            raise ValueError(f"the objective is not finite at the start: {total}")
         else:
             failures, best_index = failures + 1, index
             rate /= 2
@@ -131,28 +175,50 @@ def optimise(
             with torch.no_grad():
                 point.copy_(best_point)
             method = _method(optimiser, point, rate, history)
-        yield Step(index, evaluations, loss, terms, note, here, best_point, decode)
-        if failures == PATIENCE:
+        image = functools.partial(decode, here)
+        yield Step(index, evaluations, loss, terms, note, best_loss, size, image, best)
+        if failures == PATIENCE or (seconds is not None and time.perf_counter() - began >= seconds):
             return
 
 
 def finish(steps: Iterator[Step], *, progress: bool = False, callback: Callable | None = None) -> Result:
-    """Run a loop to its end; ``progress`` shows a bar, ``callback(step)`` sees every step."""
-    losses, terms, notes, started = [], {}, [], time.perf_counter()
-    first = next(steps, None)  # before the bar, so that an error is not written behind it
+    """Run a loop to its end; ``progress`` shows a bar, ``callback(step)`` sees every step.
+
+    Ctrl-C ends the loop with the best image so far; before the first step it is raised as usual.
+    """
+    losses, terms, notes, began, interrupted = [], {}, [], time.perf_counter(), False
+    first = step = next(steps, None)  # before the bar, so that an error is not written behind it
     if first is None:
         raise ValueError("the loop had no steps")
     with tqdm(total=first.total, disable=not progress, unit="evaluation") as bar:
-        for step in itertools.chain([first], steps):
-            losses.append(step.loss.sum())
-            for name, value in step.terms.items():
-                terms.setdefault(name, []).append(value.sum())
-            notes += [step.note] if step.note else []
-            bar.update()
-            if callback is not None:
-                callback(step)
-    numbers = {name: torch.stack(values).tolist() for name, values in terms.items()}
-    return Result(step.best, torch.stack(losses).tolist(), numbers, time.perf_counter() - started, notes)
+        try:
+            for step in itertools.chain([first], steps):
+                losses.append(step.loss.sum())
+                for name, value in step.terms.items():
+                    terms.setdefault(name, []).append(value.sum())
+                notes += [step.note] if step.note else []
+                bar.update()
+                if callback is not None:
+                    callback(step)
+        except KeyboardInterrupt:
+            interrupted = True
+    curves = {name: torch.stack(values).tolist() for name, values in terms.items()}
+    seconds, image = time.perf_counter() - began, images.resize(step.best, step.size)
+    return Result(image, step.lowest, torch.stack(losses).tolist(), curves, seconds, notes, interrupted)
+
+
+def _limit(best: float, first: float) -> float:
+    """The loss above which a step has failed: ten times the best, as long as losses are positive.
+
+    Where they may be negative, nine times as far above the best as the best is from zero or from the first loss.
+    """
+    return 10 * best if best >= 0 else best + 9 * max(-best, first - best)
+
+
+@torch.no_grad()
+def _fallback_loss(objective: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    loss = objective(image).sum().item()
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _evaluate(objective, point: Tensor, decode) -> tuple[Tensor, dict[str, Tensor], Tensor]:

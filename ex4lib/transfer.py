@@ -1,20 +1,30 @@
-"""The recipes of the exercise's first part: style transfer, feature inversion, texture synthesis.
-
-Each builds objectives, one per scale, for the loop in `optimisation`.
-"""
+"""Style transfer, feature inversion and texture synthesis: objectives for the loop of `optimisation`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+import numbers
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ex4lib import colour, images
 from ex4lib.features import VGG, check_mask
+from ex4lib.images import ImageSource
 from ex4lib.losses import Objective, TotalVariation, content_terms, style_terms
-from ex4lib.optimisation import Result, Step, finish, optimise
+from ex4lib.optimisation import EVALUATIONS, Result, Step, finish, optimise
+
+#: Longer side of a stylised picture in pixels, by default.
+SIZE = 256
+#: Pictures by name that an optimisation can start from.
+STARTS = ("content", "noise", "grey", "statistics")
+#: How a photograph's colours can be kept.
+COLOURS = ("no", "match", "luminance")
+#: Earlier names of arguments of `stylize`, each with the present one.
+RENAMED = {"style_scale": "stroke_scale", "blend": "style_weights", "masks": "regions"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +46,13 @@ class Recipe:
     pooling: str = "average"
     padding: str = "replicate"
 
-    def objective(
-        self,
-        network: VGG,
-        content: Tensor,
-        styles: Sequence[Tensor],
-        *,
-        blend: Sequence[float] | None = None,
-        masks: Sequence[Tensor] | None = None,
-    ) -> Objective:
-        """The objective of this recipe; with ``masks`` each style has its own region, else the styles blend."""
+    def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:
+        """The objective of this recipe; ``options``: style_weights, regions, style_masks of `losses.style_terms`."""
         network = network.variant(pooling=self.pooling, padding=self.padding)
-        options = {"relative": self.relative, "layer_weights": self.layer_weights}
-        parts = list(content_terms(network, content, self.content_layers, self.content_weight, relative=self.relative))
-        arguments = (self.style_layers, self.style_loss, self.style_weight)
-        if masks is None:
-            parts += style_terms(network, styles, *arguments, blend=blend, **options)
-        else:
-            if blend is not None:
-                raise ValueError("blend and masks exclude each other: styles either mix or have a region each")
-            if len(masks) != len(styles):
-                raise ValueError(f"masks must be one per style: {len(styles)} styles, {len(masks)} masks")
-            for number, (style, mask) in enumerate(zip(styles, masks, strict=True)):
-                parts += style_terms(network, style, *arguments, mask=mask, region=f"/{number}", **options)
-        return Objective(network, [*parts, TotalVariation(self.tv_weight)])
+        options |= {"relative": self.relative, "layer_weights": self.layer_weights}
+        content = content_terms(network, content, self.content_layers, self.content_weight, relative=self.relative)
+        style = style_terms(network, styles, self.style_layers, self.style_loss, self.style_weight, **options)
+        return Objective(network, [*content, *style, TotalVariation(self.tv_weight)])
 
 
 DEFAULT = Recipe()
@@ -80,36 +73,40 @@ TUTORIAL = Recipe(
 
 def stylize(
     network: VGG,
-    content: Tensor,
-    style: Tensor | Sequence[Tensor],
+    content: ImageSource,
+    style: ImageSource | Sequence[ImageSource],
     *,
-    recipe: Recipe = DEFAULT,
-    size: int = 256,
-    scales: Sequence[int] | None = None,
-    evaluations: int = 300,
-    start: str | Tensor = "content",
-    blend: Sequence[float] | None = None,
-    masks: Sequence[Tensor] | None = None,
-    style_scale: float = 1.0,
-    keep_colour: str = "no",
-    optimiser: str = "lbfgs",
-    generator: torch.Generator | None = None,
     progress: bool = False,
     callback: Callable[[Step], None] | None = None,
+    **settings,
 ) -> Result:
     """Paint ``content`` in the style of one or several pictures.
 
     Arguments:
-        content: ``(1, 3, H, W)``.
-        style: a picture or several, blended by ``blend`` or each in its region of ``masks``.
+        content: a picture, as `images.load` takes it.
+        style: a picture, or several, which blend or (with ``regions``) have a part of the result each.
+        progress: show a bar.
+        callback: called with every `Step`.
+
+    Settings, with the defaults of `stylize_steps`:
         recipe: layers, loss and weights.
         size: longer side of the result in pixels.
-        scales: longer sides from coarse to fine, the last being ``size``; default doubles from 128.
-        evaluations: in all, shared out evenly over the scales.
-        start: ``"content"``, ``"noise"``, ``"grey"``, ``"statistics"`` (noise with the style's colours) or a picture.
-        style_scale: longer side of the style relative to ``size``: larger gives larger brush strokes.
+        scales: longer sides from coarse to fine, the last being ``size``; by default they double from 128, without
+            those at which the shorter side would be too small for the layers.
+        evaluations: forward and backward passes in all, shared out evenly over the scales.
+        seconds: time after which the loop ends, likewise shared out; every scale has at least one evaluation.
+        start: ``"content"``, ``"noise"``, ``"grey"``, ``"statistics"`` (noise with the style's colours), or a
+            picture: then scales smaller than it are left out, and the result has no higher loss than it.
+        style_weights: shares of several styles; by default even.
+        regions: for each style a mask ``(1, 1, H, W)`` in [0, 1] of the part of the result that it applies to.
+        style_masks: for each style a mask of the part of it that is looked at, or None for all of it.
+        stroke_scale: longer side of the style relative to that of the result: larger gives larger brush strokes.
         keep_colour: ``"no"``; ``"match"`` recolours the style to the photograph's mean and covariance first;
             ``"luminance"`` transfers grey values only and keeps the photograph's chroma.
+        optimiser: ``"lbfgs"`` or ``"adam"``.
+        generator: draws the noise; by default seed 0.
+
+    Ctrl-C ends the loop with the best picture so far, and the result is marked as ``interrupted``.
 
     Source: Gatys, Ecker & Bethge, "Image Style Transfer Using Convolutional Neural Networks" (2016); coarse to fine
     after Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer" (2017); colour after Gatys et al.,
@@ -118,173 +115,283 @@ def stylize(
     Raises:
         ValueError: any argument outside what is named here, before the first evaluation.
     """
-    steps = stylize_steps(
-        network,
-        content,
-        style,
-        recipe=recipe,
-        size=size,
-        scales=scales,
-        evaluations=evaluations,
-        start=start,
-        blend=blend,
-        masks=masks,
-        style_scale=style_scale,
-        keep_colour=keep_colour,
-        optimiser=optimiser,
-        generator=generator,
-    )
-    return finish(steps, progress=progress, callback=callback)
+    refuse_renamed(settings, RENAMED)
+    return finish(stylize_steps(network, content, style, **settings), progress=progress, callback=callback)
 
 
 def stylize_steps(
     network: VGG,
-    content: Tensor,
-    style: Tensor | Sequence[Tensor],
+    content: ImageSource,
+    style: ImageSource | Sequence[ImageSource],
     *,
-    recipe: Recipe,
-    size: int,
-    scales: Sequence[int] | None,
-    evaluations: int,
-    start: str | Tensor,
-    blend: Sequence[float] | None,
-    masks: Sequence[Tensor] | None,
-    style_scale: float,
-    keep_colour: str,
-    optimiser: str,
-    generator: torch.Generator | None,
+    recipe: Recipe = DEFAULT,
+    size: int = SIZE,
+    scales: Sequence[int] | None = None,
+    evaluations: int = EVALUATIONS,
+    seconds: float | None = None,
+    start: str | ImageSource = "content",
+    style_weights: Sequence[float] | None = None,
+    regions: Sequence[Tensor] | None = None,
+    style_masks: Sequence[Tensor | None] | None = None,
+    stroke_scale: float = 1.0,
+    keep_colour: str = "no",
+    optimiser: str = "lbfgs",
+    generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
-    """The loop of `stylize`, a `Step` per evaluation over all scales."""
-    where = network.mean.device
-    content = images.check(content, "content").to(where)
-    styles = [images.check(each, "style").to(where) for each in ([style] if isinstance(style, Tensor) else style)]
+    """The loop of `stylize`, a `Step` per evaluation over all scales; arguments and errors as there."""
+    device = network.mean.device
+    photograph = _picture(content, "content").to(device)
+    sources = style if isinstance(style, (list, tuple)) else [style]
+    styles = [_picture(source, "style").to(device) for source in sources]
     if not styles:
         raise ValueError("at least one style is needed")
-    masks = None if masks is None else [check_mask(mask).to(where) for mask in masks]
-    scales = list(scales or _doubling(size))
-    if scales != sorted(scales) or scales[-1] != size or scales[0] < 1:
-        raise ValueError(f"scales must rise to size {size}, got {scales}")
+    if not 0 < stroke_scale < math.inf:
+        raise ValueError(f"stroke_scale must be positive and finite, got {stroke_scale}")
+    if keep_colour not in COLOURS:
+        raise ValueError(f"keep_colour must be no, match or luminance, got {keep_colour!r}")
+    start = _start(start)
+    least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
+    scales = _scales(scales, size, photograph, start, least)
     if evaluations < len(scales):
         raise ValueError(f"evaluations must be at least one per scale ({len(scales)}), got {evaluations}")
-    if not style_scale > 0:
-        raise ValueError(f"style_scale must be positive, got {style_scale}")
-    if keep_colour not in ("no", "match", "luminance"):
-        raise ValueError(f"keep_colour must be no, match or luminance, got {keep_colour!r}")
-    picture, finished = content, content
-    if keep_colour == "match":
-        styles = [colour.match_colour(each, content) for each in styles]
-    elif keep_colour == "luminance":
-        styles = [colour.match_luminance(each, content) for each in styles]
-        picture = colour.luminance(content).expand(-1, 3, -1, -1).contiguous()
-    shares = [evaluations // len(scales)] * len(scales)
-    shares[-1] += evaluations - sum(shares)
-    done = 0
-    for number, (scale, share) in enumerate(zip(scales, shares, strict=True)):
-        target = images.resize(picture, scale)
-        grid = tuple(target.shape[-2:])
-        objective = recipe.objective(
-            network,
-            target,
-            [images.resize(each, round(scale * style_scale)) for each in styles],
-            blend=blend,
-            masks=None if masks is None else [images.resize(mask, grid) for mask in masks],
+    if keep_colour != "no":
+        match = colour.match_colour if keep_colour == "match" else colour.match_luminance
+        styles = [match(painting, photograph) for painting in styles]
+    chroma = photograph if keep_colour == "luminance" else None
+    target = photograph if chroma is None else colour.luminance(chroma).expand(-1, 3, -1, -1).contiguous()
+    regions = _masks(regions, "regions", len(styles), device)
+    style_masks = _masks(style_masks, "style_masks", len(styles), device)
+
+    def problem(scale: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        content = images.resize(target, scale)
+        paintings = [images.resize(painting, _style_side(painting, scale * stroke_scale, least)) for painting in styles]
+        options = {"style_weights": style_weights}
+        options["regions"] = regions and [_fitted(mask, content) for mask in regions]
+        if style_masks is not None:
+            options["style_masks"] = [_fitted(mask, p) for mask, p in zip(style_masks, paintings, strict=True)]
+        return recipe.objective(network, content, paintings, **options), content
+
+    first = problem(scales[0])  # before the first step is asked for, so that wrong arguments are noticed here
+    init = starting_image(start, first[1], styles[0], generator)
+    fallback = None if isinstance(start, str) else start.to(device)
+    limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds, "fallback": fallback}
+    return _coarse_to_fine(problem, first, init, scales, _grid(target, size), chroma=chroma, **limits)
+
+
+def _coarse_to_fine(
+    problem: Callable[[int], tuple[Callable[[Tensor], Tensor], Tensor]],
+    first: tuple[Callable[[Tensor], Tensor], Tensor],
+    image: Tensor,
+    scales: Sequence[int],
+    size: tuple[int, int],
+    *,
+    chroma: Tensor | None,
+    fallback: Tensor | None,
+    optimiser: str,
+    evaluations: int,
+    seconds: float | None,
+) -> Iterator[Step]:
+    """Minimise ``problem(scale)`` (objective, content) scale by scale, each from the best image of the last."""
+    began, done, share = time.perf_counter(), 0, evaluations // len(scales)
+    for number, scale in enumerate(scales):
+        objective, content = problem(scale) if number else first
+        left = len(scales) - number
+        steps = optimise(
+            objective,
+            _fitted(image, content),
+            optimiser=optimiser,
+            evaluations=share if left > 1 else evaluations - done,
+            seconds=None if seconds is None else (seconds - (time.perf_counter() - began)) / left,
+            fallback=None if fallback is None else _fitted(fallback, content),
         )
-        init = images.resize(finished, grid) if number else starting_image(start, target, styles[0], generator)
-        for step in optimise(objective, init, optimiser=optimiser, evaluations=share):
-            yield dataclasses.replace(
-                step,
-                index=done + step.index,
-                total=evaluations,
-                _decode=_with_chroma(step._decode, target, content) if keep_colour == "luminance" else step._decode,
-            )
-        finished = step.best
+        colours = None if chroma is None else _fitted(chroma, content)
+        for step in steps:
+            shown = step if colours is None else _recoloured(step, colours)
+            yield dataclasses.replace(shown, index=done + step.index, total=evaluations, size=size)
+        image = step.best
         done += share
 
 
 def invert(
     network: VGG,
-    target: Tensor,
+    target: ImageSource,
     layer: str | int,
     *,
-    start: str | Tensor = "noise",
-    tv_weight: float = 0.0,
-    evaluations: int = 300,
-    optimiser: str = "lbfgs",
-    generator: torch.Generator | None = None,
     progress: bool = False,
     callback: Callable[[Step], None] | None = None,
+    **settings,
 ) -> Result:
     """An image with the features of ``target`` at one layer: ``argmin_x ‖F(x) - F(target)‖² / ‖F(target)‖²``.
+
+    Settings, with the defaults of `invert_steps`: ``start``, ``evaluations``, ``seconds``, ``optimiser`` and
+    ``generator`` as in `stylize`; ``tv_weight``, the weight of a smoothness prior.
 
     Source: Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them" (2015), equation 2.
     Differs from it in having no prior unless ``tv_weight`` is given.
     """
-    target = images.check(target, "target").to(network.mean.device)
+    return finish(invert_steps(network, target, layer, **settings), progress=progress, callback=callback)
+
+
+def invert_steps(
+    network: VGG,
+    target: ImageSource,
+    layer: str | int,
+    *,
+    tv_weight: float = 0.0,
+    evaluations: int = EVALUATIONS,
+    seconds: float | None = None,
+    start: str | ImageSource = "noise",
+    optimiser: str = "lbfgs",
+    generator: torch.Generator | None = None,
+) -> Iterator[Step]:
+    """The loop of `invert`, a `Step` per evaluation; arguments and errors as there."""
+    target = _picture(target, "target").to(network.mean.device)
     parts = [*content_terms(network, target, [layer], relative=True), TotalVariation(tv_weight)]
-    init = starting_image(start, target, target, generator)
-    steps = optimise(Objective(network, parts), init, optimiser=optimiser, evaluations=evaluations)
-    return finish(steps, progress=progress, callback=callback)
+    init = starting_image(_start(start), target, target, generator)
+    limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
+    return optimise(Objective(network, parts), init, fallback=_fallback(start, init), **limits)
 
 
 def synthesize(
     network: VGG,
-    style: Tensor,
-    layers: Sequence[str | int],
+    style: ImageSource,
+    layers: str | Sequence[str | int] = DEFAULT.style_layers,
+    *,
+    progress: bool = False,
+    callback: Callable[[Step], None] | None = None,
+    **settings,
+) -> Result:
+    """A texture with the style statistics of ``style`` at ``layers``, each relative to its target.
+
+    Settings, with the defaults of `synthesize_steps`: ``start``, ``evaluations``, ``seconds``, ``optimiser`` and
+    ``generator`` as in `stylize`; ``size`` of the texture, a square's side or ``(H, W)``, by default the style's own;
+    ``style_loss`` and ``layer_weights`` as in `losses.style_terms`; ``tv_weight``.
+
+    Source: Gatys, Ecker & Bethge, "Texture Synthesis Using Convolutional Neural Networks" (2015).
+    """
+    return finish(synthesize_steps(network, style, layers, **settings), progress=progress, callback=callback)
+
+
+def synthesize_steps(
+    network: VGG,
+    style: ImageSource,
+    layers: str | Sequence[str | int] = DEFAULT.style_layers,
     *,
     style_loss: str = "gram",
     size: int | tuple[int, int] | None = None,
     layer_weights: Sequence[float] | None = None,
-    start: str | Tensor = "noise",
     tv_weight: float = 0.0,
-    evaluations: int = 300,
+    evaluations: int = EVALUATIONS,
+    seconds: float | None = None,
+    start: str | ImageSource = "noise",
     optimiser: str = "lbfgs",
     generator: torch.Generator | None = None,
-    progress: bool = False,
-    callback: Callable[[Step], None] | None = None,
-) -> Result:
-    """A texture with the style statistics of ``style`` at ``layers``, each relative to its target.
-
-    Arguments:
-        size: of the texture, a square's side or ``(H, W)``; default the style's own.
-
-    Source: Gatys, Ecker & Bethge, "Texture Synthesis Using Convolutional Neural Networks" (2015).
-    """
-    style = images.check(style, "style").to(network.mean.device)
-    grid = (size, size) if isinstance(size, int) else size or tuple(style.shape[-2:])
-    parts = [
-        *style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights),
-        TotalVariation(tv_weight),
-    ]
-    init = starting_image(start, images.resize(style, grid), style, generator)
-    steps = optimise(Objective(network, parts), init, optimiser=optimiser, evaluations=evaluations)
-    return finish(steps, progress=progress, callback=callback)
+) -> Iterator[Step]:
+    """The loop of `synthesize`, a `Step` per evaluation; arguments and errors as there."""
+    style = _picture(style, "style").to(network.mean.device)
+    if size is None:
+        size = tuple(style.shape[-2:])
+    grid = (size, size) if isinstance(size, numbers.Integral) else size
+    terms = style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights)
+    init = starting_image(_start(start), images.resize(style, grid), style, generator)
+    limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
+    objective = Objective(network, [*terms, TotalVariation(tv_weight)])
+    return optimise(objective, init, fallback=_fallback(start, init), **limits)
 
 
 def starting_image(
     start: str | Tensor, content: Tensor, style: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """The image a loop begins with, of ``content``'s size; noise is drawn from ``generator`` (default seed 0)."""
-    generator = generator or torch.Generator().manual_seed(0)
+    start = _start(start)
     if isinstance(start, Tensor):
-        return images.resize(images.check(start, "start").to(content), tuple(content.shape[-2:]))
+        return _fitted(start.to(content), content)
     if start == "content":
         return content.clone()
     if start == "grey":
         return torch.full_like(content, 0.5)
-    if start in ("noise", "statistics"):
-        noise = torch.randn(content.shape, generator=generator, device=generator.device).to(content)
-        noise = (0.5 + 0.2 * noise).clamp(0, 1)
-        return noise if start == "noise" else colour.match_colour(noise, style)
-    raise ValueError(f"start must be content, noise, grey, statistics or a picture, got {start!r}")
+    generator = generator or torch.Generator().manual_seed(0)
+    noise = torch.randn(content.shape, generator=generator, device=generator.device).to(content)
+    noise = (0.5 + 0.2 * noise).clamp(0, 1)
+    return noise if start == "noise" else colour.match_colour(noise, style)
 
 
-def _with_chroma(decode: Callable[[Tensor], Tensor], target: Tensor, content: Tensor) -> Callable[[Tensor], Tensor]:
-    chroma = images.resize(content, tuple(target.shape[-2:]))
-    return lambda point: colour.with_luminance(chroma, colour.luminance(decode(point)))
+def refuse_renamed(arguments: Mapping[str, object], renamed: Mapping[str, str]) -> None:
+    """Name the present argument where an earlier name is used.
+
+    Raises:
+        ValueError: one of ``arguments`` is a key of ``renamed``.
+    """
+    for name in arguments:
+        if name in renamed:
+            raise ValueError(f"the argument {name} is now called {renamed[name]}")
 
 
-def _doubling(size: int) -> list[int]:
-    scales = [size]
-    while scales[0] >= 256:
-        scales.insert(0, scales[0] // 2)
+def _picture(source: ImageSource, argument: str) -> Tensor:
+    return images.check(source, argument) if isinstance(source, Tensor) else images.load(source)
+
+
+def _start(start: str | ImageSource) -> str | Tensor:
+    if isinstance(start, str) and start in STARTS:
+        return start
+    try:
+        return _picture(start, "start")
+    except FileNotFoundError as error:
+        raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {start!r}") from error
+
+
+def _fallback(start: str | ImageSource, init: Tensor) -> Tensor | None:
+    return None if isinstance(start, str) and start in STARTS else init
+
+
+def _grid(image: Tensor, side: float) -> tuple[int, int]:
+    """Height and width of ``image`` when its longer side has ``side`` pixels."""
+    height, width = image.shape[-2:]
+    return round(height * side / max(height, width)), round(width * side / max(height, width))
+
+
+def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str | Tensor, least: int) -> list[int]:
+    """The longer sides from coarse to fine, without those that are too small for the layers or below the start."""
+    if scales is None:
+        scales = [size]
+        while scales[0] >= 256 and min(_grid(content, scales[0] // 2)) >= least:
+            scales.insert(0, scales[0] // 2)
+    scales = list(scales)
+    if not scales or scales != sorted(scales) or scales[-1] != size or scales[0] < 1:
+        raise ValueError(f"scales must rise to size {size}, got {scales}")
+    if isinstance(start, Tensor):
+        scales = [scale for scale in scales if scale >= max(start.shape[-2:])] or [size]
+    height, width = _grid(content, scales[0])
+    if min(height, width) < least:
+        raise ValueError(
+            f"size {scales[0]} makes the content {height} x {width} pixels, and the deepest layer needs at least "
+            f"{least} x {least} pixels: use a larger size"
+        )
     return scales
+
+
+def _style_side(style: Tensor, side: float, least: int) -> int:
+    """The longer side that a style is resized to: at least so much that its shorter side has ``least`` pixels."""
+    height, width = style.shape[-2:]
+    return max(round(side), math.ceil(least * max(height, width) / min(height, width)))
+
+
+def _masks(masks: Sequence | None, argument: str, count: int, device: torch.device) -> list[Tensor | None] | None:
+    if masks is None:
+        return None
+    if len(masks) != count:
+        raise ValueError(f"{argument} must be one per style: {count} styles, {len(masks)} masks")
+    return [mask if mask is None else check_mask(mask).to(device) for mask in masks]
+
+
+def _fitted(image: Tensor | None, like: Tensor) -> Tensor | None:
+    return image if image is None else images.resize(image, tuple(like.shape[-2:]))
+
+
+def _recoloured(step: Step, chroma: Tensor) -> Step:
+    """The same step with its images' luminance in the colours of ``chroma``."""
+    image, best = (
+        lambda picture=picture: colour.with_luminance(chroma, colour.luminance(picture()))
+        for picture in (step._image, step._best)
+    )
+    return dataclasses.replace(step, _image=image, _best=best)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ex4lib import cli, images, models, transfer
 
-COMMANDS = {"stylize": transfer.stylize, "invert": transfer.invert, "texture": transfer.synthesize}
+COMMANDS = {"stylize": transfer.stylize_steps, "invert": transfer.invert_steps, "texture": transfer.synthesize_steps}
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_defaults_are_the_library_s(command):
     for name, parameter in options(command).items():
         if command == "stylize" and hasattr(recipe, name):
             assert parameter.default == getattr(recipe, name), name
-        elif name in library and library[name].default not in (inspect.Parameter.empty, None):
+        elif name != "layers" and name in library and library[name].default not in (inspect.Parameter.empty, None):
             assert parameter.default == library[name].default, name
         else:
             continue
@@ -162,7 +162,7 @@ TEXTURE = ["texture", "hokusai-poppies", "--size", 32]
         ([*STYLIZE, "--size", 64, "--style-weight", "nan"], "must be a finite number of at least 0, got nan"),
         ([*STYLIZE, "--size", 64, "--keep-colour", "yes"], "keep_colour must be"),
         ([*STYLIZE, "--size", 64, "--optimiser", "sgd"], "optimiser must be lbfgs or adam"),
-        ([*STYLIZE, "--size", 64, "--style-scale", "0"], "style_scale must be positive"),
+        ([*STYLIZE, "--size", 64, "--stroke-scale", "0"], "stroke_scale must be positive"),
         (["stylize", "missing.jpg", "chelsea"], "there is no file 'missing.jpg'"),
         (["stylize", "chelsea", "TEXT"], "cannot be read as a picture"),
     ],
@@ -210,7 +210,7 @@ def test_wrong_usage(run, arguments):
 
 
 def test_a_note_about_a_failed_step_is_shown(run, tmp_path, monkeypatch):
-    result = transfer.Result(torch.full((1, 3, 4, 4), 0.5), [1.0], {}, 0.1, ["evaluation 1: went back"])
+    result = transfer.Result(torch.full((1, 3, 4, 4), 0.5), 1.0, [1.0], {}, 0.1, ["evaluation 1: went back"])
     monkeypatch.setattr(transfer, "invert", lambda *_, **__: result)
     code, _, err = run(*INVERT, "-o", tmp_path / "out.png")
     assert code == 0 and "evaluation 1: went back" in err

@@ -77,7 +77,7 @@ def test_relative_gram_is_a_fraction_of_the_target(small, picture):
 def test_statistics_of_several_styles_blend_linearly(small, picture, statistic):
     styles = [picture(32, 32), picture(32, 48)]
     alone = [style_terms(small, style, LAYERS, statistic) for style in styles]
-    both = style_terms(small, styles, LAYERS, statistic, blend=[1, 3])
+    both = style_terms(small, styles, LAYERS, statistic, style_weights=[1, 3])
     for first, second, blended in zip(*alone, both, strict=True):
         torch.testing.assert_close(blended.target, 0.25 * first.target + 0.75 * second.target)
     even = style_terms(small, styles, LAYERS, statistic)
@@ -107,7 +107,7 @@ def test_a_mask_of_ones_is_no_mask(small, picture, statistic):
     masked = Objective(
         small,
         style_terms(
-            small, style, LAYERS, statistic, mask=torch.ones(1, 1, 24, 32), style_masks=[torch.ones(1, 1, 32, 32)]
+            small, style, LAYERS, statistic, regions=[torch.ones(1, 1, 24, 32)], style_masks=[torch.ones(1, 1, 32, 32)]
         ),
     )
     torch.testing.assert_close(masked(image), plain(image), rtol=1e-9, atol=1e-12)
@@ -118,7 +118,7 @@ def test_a_mask_of_ones_is_no_mask(small, picture, statistic):
 def test_a_region_s_gradient_ends_at_the_receptive_field(small, picture, statistic, layer, reach):
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :12] = 1
-    terms = style_terms(small, picture(), [layer], statistic, mask=mask)
+    terms = style_terms(small, picture(), [layer], statistic, regions=[mask])
     got = gradient(Objective(small, terms), picture())
     assert got[..., 12 + reach :].abs().max() == 0
     assert got[..., 12 + reach - 1].abs().max() > 0
@@ -149,7 +149,7 @@ def test_an_emptied_region_is_an_error(small, picture):
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :2, :2] = 1
     with pytest.raises(ValueError, match="empty at layer relu3_1"):
-        style_terms(small, picture(), LAYERS, mask=mask)
+        style_terms(small, picture(), LAYERS, regions=[mask])
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_terms_of_one_name(small, picture):
     terms = style_terms(small, picture(), ["relu1_1"])
     with pytest.raises(ValueError, match="different names"):
         Objective(small, [*terms, *terms])
-    Objective(small, [*terms, *style_terms(small, picture(), ["relu1_1"], region="/sky")])
+    Objective(small, [*terms, *style_terms(small, picture(), ["relu1_1"], regions=[torch.ones(1, 1, 32, 32)])])
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_terms_of_one_name(small, picture):
         ({"layer_weights": [1, -1, 1]}, "layer_weights"),
         ({"layer_weights": [1, float("nan"), 1]}, "layer_weights"),
         ({"layer_weights": [0, 0, 0]}, "layer_weights"),
-        ({"blend": [1, 2]}, "blend must be 1"),
+        ({"style_weights": [1, 2]}, "style_weights must be 1"),
         ({"images": []}, "at least one style"),
         ({"images": torch.full((1, 3, 32, 32), 2.0)}, r"style image must lie in \[0, 1\]"),
         ({"images": torch.rand(1, 3, 3, 3, dtype=torch.float64)}, "needs at least 4 x 4 pixels"),
@@ -261,9 +261,9 @@ def test_nothing_to_be_relative_to(picture):
     silent = random_network()
     silent.convolutions["conv1_1"].weight.data.zero_()
     silent.convolutions["conv1_1"].bias.data.fill_(-1)
-    with pytest.raises(ValueError, match="layer relu1_1 answers to the target with 0"):
+    with pytest.raises(ValueError, match="layer relu1_1 gives the target a norm of 0"):
         content_terms(silent, picture(), ["relu1_1"], relative=True)
-    with pytest.raises(ValueError, match="layer relu1_1 answers to the target with 0"):
+    with pytest.raises(ValueError, match="layer relu1_1 gives the target a norm of 0"):
         style_terms(silent, picture(), ["relu1_1"], relative=True)
 
 

@@ -162,10 +162,10 @@ def test_masks_and_blends(vgg, picture):
     styles = [picture(40, 40, dtype=torch.float32) for _ in "12"]
     image = picture(SIZE, SIZE, dtype=torch.float32)
     alone = StyleObjective(vgg, styles[:1], (SIZE, SIZE))
-    torch.testing.assert_close(alone(image), StyleObjective(vgg, styles, (SIZE, SIZE), blend=[1, 0])(image))
+    torch.testing.assert_close(alone(image), StyleObjective(vgg, styles, (SIZE, SIZE), style_weights=[1, 0])(image))
     left = torch.zeros(1, 1, SIZE, SIZE)
     left[..., : SIZE // 2] = 1
-    regions = StyleObjective(vgg, styles, (SIZE, SIZE), masks=[left, 1 - left])
+    regions = StyleObjective(vgg, styles, (SIZE, SIZE), regions=[left, 1 - left])
     leaf = image.clone().requires_grad_()
     parts = regions.objective.terms(torch.nn.functional.interpolate(leaf, regions.size))
     first = sum(value for name, value in parts.items() if name.endswith("/0")).sum()
@@ -303,7 +303,8 @@ def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypa
         ({"style_each": True, "style_image": [style, style]}, "2 styles, 1 pictures"),
         ({"guidance": Guidance(unit="correction"), "guidance_scale": 1.0}, "needs a prompt and a guidance_scale"),
         ({"guidance": "algorithm-1"}, "0 for DDIM at eta 0"),
-        ({"style_masks": [style]}, "mask"),
+        ({"regions": [style]}, "mask"),
+        ({"style_masks": [style]}, "now called regions"),
         ({"num_inference_steps": 0}, "num_inference_steps must be between 1 and 1000, got 0"),
     ]
     for arguments, message in cases:

@@ -152,7 +152,8 @@ def test_a_scale_begins_with_the_best_image_of_the_last(network, pair):
 
     content = 0.4 + 0.4 * pair[0]
     options = {"scales": [16, 32], "evaluations": 6, "optimiser": "adam"}
-    stylize(network, content, pair[1], recipe=Probe(), size=32, callback=steps.append, **options)
+    recipe = Probe(content_layers=("relu1_1",), style_layers=("relu1_1",))
+    stylize(network, content, pair[1], recipe=recipe, size=32, callback=steps.append, **options)
     assert (steps[2].image - steps[1].image).abs().max() > 0.01
     torch.testing.assert_close(steps[3].image, images.resize(steps[1].image, (24, 32)), rtol=0, atol=1e-4)
 
@@ -182,7 +183,7 @@ def test_the_result_has_the_lowest_loss_of_its_scale(network, pair):
     assert objective(result.image).item() == pytest.approx(min(result.losses), rel=1e-4)
 
 
-def test_a_larger_style_scale_shows_the_style_larger(network, pair):
+def test_a_larger_stroke_scale_shows_the_style_larger(network, pair):
     shapes = []
 
     class Probe(Recipe):
@@ -191,7 +192,8 @@ def test_a_larger_style_scale_shows_the_style_larger(network, pair):
             return lambda image: image.square().sum((1, 2, 3))
 
     for scale in (0.5, 2.0):
-        stylize(network, *pair, recipe=Probe(), size=32, evaluations=1, style_scale=scale)
+        recipe = Probe(content_layers=("relu1_1",), style_layers=("relu1_1",))
+        stylize(network, *pair, recipe=recipe, size=32, evaluations=1, stroke_scale=scale)
     assert shapes == [(16, 13), (64, 51)]
 
 
@@ -202,8 +204,8 @@ def test_several_styles_blend(network, picture, pair):
     def losses(styles, **options):
         return stylize(network, content, styles, recipe=SMALL, size=32, evaluations=2, **options).losses
 
-    assert losses([first, second], blend=[1, 0]) == pytest.approx(losses(first), rel=1e-5)
-    assert losses([first, second], blend=[0, 2]) == pytest.approx(losses([second]), rel=1e-5)
+    assert losses([first, second], style_weights=[1, 0]) == pytest.approx(losses(first), rel=1e-5)
+    assert losses([first, second], style_weights=[0, 2]) == pytest.approx(losses([second]), rel=1e-5)
     assert losses([first, second]) == pytest.approx(losses([second, first]), rel=1e-5)
     assert losses([first, second])[0] != pytest.approx(losses(first)[0], rel=1e-3)
 
@@ -219,7 +221,7 @@ def test_masks_paint_each_region_in_its_style():
     left = torch.zeros(1, 1, 32, 32)
     left[..., :16] = 1
     recipe = Recipe(("conv1_1",), ("conv1_1",), None, "meanvar", content_weight=0.0, tv_weight=0.0)
-    result = stylize(network, content, styles, recipe=recipe, size=32, evaluations=40, masks=[left, 1 - left])
+    result = stylize(network, content, styles, recipe=recipe, size=32, evaluations=40, regions=[left, 1 - left])
     assert set(result.terms) == {"style/conv1_1/0", "style/conv1_1/1"}
     assert (result.image[..., :16] - 0.1).abs().mean() < 0.05
     assert (result.image[..., 16:] - 0.9).abs().mean() < 0.05
@@ -230,7 +232,7 @@ def test_a_single_mask_leaves_the_rest_alone(network, pair):
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :8] = 1
     recipe = dataclasses.replace(SMALL, style_layers=("relu1_1",), tv_weight=0.0, style_weight=100.0)
-    result = stylize(network, content, style, recipe=recipe, size=32, evaluations=15, masks=[mask])
+    result = stylize(network, content, style, recipe=recipe, size=32, evaluations=15, regions=[mask])
     change = (result.image - content).abs().mean((0, 1, 2))
     assert change[:8].mean() > 0.02
     assert change[24:].max() < 0.2 * change[:8].mean()
@@ -285,7 +287,7 @@ ONES, NAN = torch.ones(1, 1, 24, 32), float("nan")
         ({"content": torch.zeros(1, 3, 24, 32, dtype=torch.uint8)}, "content must be floating point"),
         ({"style": torch.full((1, 3, 24, 32), 255.0)}, "style must lie in"),
         ({"style": []}, "at least one style"),
-        ({"style": [], "masks": []}, "at least one style"),
+        ({"style": [], "regions": []}, "at least one style"),
         ({"size": 0}, "size"),
         ({"size": 3}, "needs at least 4 x 4 pixels"),
         ({"scales": [64, 32]}, r"scales must rise to size 32, got \[64, 32\]"),
@@ -295,18 +297,22 @@ ONES, NAN = torch.ones(1, 1, 24, 32), float("nan")
         ({"evaluations": 1, "scales": [16, 32]}, r"at least one per scale \(2\), got 1"),
         ({"start": "contents"}, "start must be content, noise, grey, statistics or a picture, got 'contents'"),
         ({"start": torch.full((1, 3, 24, 32), NAN)}, "start must lie in"),
-        ({"blend": [1, 1]}, "blend must be 1 finite"),
-        ({"blend": [-1]}, "blend must be 1 finite"),
-        ({"blend": [NAN]}, "blend must be 1 finite"),
-        ({"blend": [1], "masks": [ONES]}, "blend"),
-        ({"masks": [ONES, ONES]}, "masks must be one per style: 1 styles, 2 masks"),
-        ({"masks": [torch.zeros(1, 1, 24, 32)]}, "empty at layer relu1_1"),
-        ({"masks": [ONES * NAN]}, "a mask must be"),
-        ({"masks": [torch.ones(24, 32)]}, "a mask must be"),
-        ({"masks": [torch.ones(1, 3, 24, 32)]}, "a mask must be"),
-        ({"style_scale": 0.0}, "style_scale must be positive"),
-        ({"style_scale": NAN}, "style_scale must be positive"),
-        ({"style_scale": 1e-4}, "size must be at least 1"),
+        ({"style_weights": [1, 1]}, "style_weights must be 1 finite"),
+        ({"style_weights": [-1]}, "style_weights must be 1 finite"),
+        ({"style_weights": [NAN]}, "style_weights must be 1 finite"),
+        ({"style_weights": [1], "regions": [ONES]}, "style_weights and regions"),
+        ({"regions": [ONES, ONES]}, "regions must be one per style: 1 styles, 2 masks"),
+        ({"regions": [torch.zeros(1, 1, 24, 32)]}, "empty at layer relu1_1"),
+        ({"regions": [ONES * NAN]}, "a mask must be"),
+        ({"regions": [torch.ones(24, 32)]}, "a mask must be"),
+        ({"regions": [torch.ones(1, 3, 24, 32)]}, "a mask must be"),
+        ({"stroke_scale": 0.0}, "stroke_scale must be positive"),
+        ({"stroke_scale": NAN}, "stroke_scale must be positive"),
+        ({"stroke_scale": float("inf")}, "stroke_scale must be positive and finite"),
+        ({"style_scale": 2.0}, "style_scale is now called stroke_scale"),
+        ({"blend": [1]}, "blend is now called style_weights"),
+        ({"masks": [ONES]}, "masks is now called regions"),
+        ({"style_masks": [ONES, ONES]}, "style_masks must be one per style: 1 styles, 2 masks"),
         ({"keep_colour": "yes"}, "keep_colour must be no, match or luminance, got 'yes'"),
         ({"optimiser": "sgd"}, "optimiser must be lbfgs or adam"),
         ({"recipe": {"style_weight": -1.0}}, "weight of style/relu1_1"),
@@ -387,7 +393,7 @@ def test_the_size_of_a_texture(network, pair, size, expected):
         (invert, ["relu1_1"], {"start": "photo"}, "start must be"),
         (invert, ["pool5"], {}, "needs at least 32 x 32"),
         (synthesize, [["relu9_1"]], {}, "has no layer"),
-        (synthesize, [[]], {}, "at least one style and one layer"),
+        (synthesize, [[]], {}, "at least one layer"),
         (synthesize, [["relu1_1"]], {"style_loss": "l2"}, "style_loss must be one of"),
         (synthesize, [["relu1_1"]], {"size": 0}, "size must be at least 1"),
         (synthesize, [["relu1_1"]], {"size": (8, 0)}, "size must be at least 1"),

@@ -30,19 +30,19 @@ def stylize(
     content: Annotated[str, typer.Argument(help="The photograph.")],
     style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
     output: Output,
-    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(transfer.stylize, "size"),
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(transfer.stylize_steps, "size"),
     style_loss: StyleLoss = transfer.DEFAULT.style_loss,
     style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = transfer.DEFAULT.style_weight,
     tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = transfer.DEFAULT.tv_weight,
-    evaluations: Evaluations = default(transfer.stylize, "evaluations"),
-    style_scale: Annotated[float, typer.Option(help="Larger gives larger strokes.")] = default(
-        transfer.stylize, "style_scale"
+    evaluations: Evaluations = default(transfer.stylize_steps, "evaluations"),
+    stroke_scale: Annotated[float, typer.Option(help="Larger gives larger strokes.")] = default(
+        transfer.stylize_steps, "stroke_scale"
     ),
     keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = default(
-        transfer.stylize, "keep_colour"
+        transfer.stylize_steps, "keep_colour"
     ),
-    start: Start = default(transfer.stylize, "start"),
-    optimiser: Optimiser = default(transfer.stylize, "optimiser"),
+    start: Start = default(transfer.stylize_steps, "start"),
+    optimiser: Optimiser = default(transfer.stylize_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "auto",
     seed: Seed = 0,
@@ -58,7 +58,7 @@ def stylize(
         "recipe": recipe,
         "size": size,
         "evaluations": evaluations,
-        "style_scale": style_scale,
+        "stroke_scale": stroke_scale,
         "keep_colour": keep_colour,
         "optimiser": optimiser,
     }
@@ -79,10 +79,12 @@ def invert(
     output: Output,
     layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or pool4.")] = "relu3_1",
     size: Annotated[int, typer.Option(help="Longer side in pixels.")] = 256,
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(transfer.invert, "tv_weight"),
-    evaluations: Evaluations = default(transfer.invert, "evaluations"),
-    start: Start = default(transfer.invert, "start"),
-    optimiser: Optimiser = default(transfer.invert, "optimiser"),
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(
+        transfer.invert_steps, "tv_weight"
+    ),
+    evaluations: Evaluations = default(transfer.invert_steps, "evaluations"),
+    start: Start = default(transfer.invert_steps, "start"),
+    optimiser: Optimiser = default(transfer.invert_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "float32",
     seed: Seed = 0,
@@ -109,13 +111,13 @@ def texture(
     output: Output,
     layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(transfer.DEFAULT.style_layers),
     size: Annotated[int, typer.Option(help="Side of the square texture in pixels.")] = 256,
-    style_loss: StyleLoss = default(transfer.synthesize, "style_loss"),
+    style_loss: StyleLoss = default(transfer.synthesize_steps, "style_loss"),
     tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(
-        transfer.synthesize, "tv_weight"
+        transfer.synthesize_steps, "tv_weight"
     ),
-    evaluations: Evaluations = default(transfer.synthesize, "evaluations"),
-    start: Start = default(transfer.synthesize, "start"),
-    optimiser: Optimiser = default(transfer.synthesize, "optimiser"),
+    evaluations: Evaluations = default(transfer.synthesize_steps, "evaluations"),
+    start: Start = default(transfer.synthesize_steps, "start"),
+    optimiser: Optimiser = default(transfer.synthesize_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "auto",
     seed: Seed = 0,
@@ -130,7 +132,7 @@ def texture(
     _run(
         output,
         {"style": style, "layers": layers, "seed": seed, **options},
-        lambda vgg, **shared: transfer.synthesize(vgg, picture, layers.split(","), **options, **shared),
+        lambda vgg, **shared: transfer.synthesize(vgg, picture, layers, **options, **shared),
         start,
         network,
         precision,
@@ -147,4 +149,4 @@ def _run(output: Path, settings: dict, recipe: Callable, start: str, network, pr
     images.save(result.image, output, metadata={"ex4lib": json.dumps(settings, default=str)})
     for note in result.notes:
         typer.echo(note, err=True)
-    typer.echo(f"{output}: {result.evaluations} evaluations in {result.seconds:.1f} s, loss {min(result.losses):.4g}")
+    typer.echo(f"{output}: {result.evaluations} evaluations in {result.seconds:.1f} s, loss {result.loss:.4g}")

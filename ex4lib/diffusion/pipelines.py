@@ -45,9 +45,9 @@ class StyleObjective:
         style_loss: a name of `ex4lib.statistics.STATISTICS`, or a statistic.
         layers: of the network.
         layer_weights: default even.
-        blend: weights of the styles, default even.
-        masks: one region ``(1, 1, H, W)`` of the picture for each style; then they do not blend.
-        each: style k is for picture k of the batch; then they do not blend either.
+        style_weights: shares of the styles, default even.
+        regions: for each style a mask ``(1, 1, H, W)`` of the part of the picture that it applies to.
+        style_each: style k is for picture k of the batch.
 
     Raises:
         ValueError: no style, one that is too small for the layers, an unknown loss or layer, weights or masks that do
@@ -63,11 +63,11 @@ class StyleObjective:
         style_loss: str | Statistic = "gram",
         layers: Sequence[str | int] = STYLE_LAYERS,
         layer_weights: Sequence[float] | None = None,
-        blend: Sequence[float] | None = None,
-        masks: Sequence[Tensor] | None = None,
-        each: bool = False,
+        style_weights: Sequence[float] | None = None,
+        regions: Sequence[Tensor] | None = None,
+        style_each: bool = False,
     ):
-        if (blend is not None) + (masks is not None) + each > 1:
+        if (style_weights is not None) + (regions is not None) + style_each > 1:
             raise ValueError("styles either blend, or have a region each, or a picture each: give one of the three")
         network = network.variant(pooling="average", padding="replicate")
         factor = max(1.0, LEAST_SIZE / max(size))
@@ -83,19 +83,15 @@ class StyleObjective:
         styles = [images.resize(style.to(where), max(self.size)) for style in styles]
         options = {"relative": True, "layer_weights": layer_weights}
         shared = (layers, style_loss, 1 / len(layers))
-        if each:
+        if style_each:
             squares = [images.resize(images.crop_square(style), max(self.size)) for style in styles]
-            parts = style_terms(network, torch.cat(squares), *shared, **options)
-        elif masks is not None:
-            if len(masks) != len(styles):
-                raise ValueError(f"style_masks must be one per style: {len(styles)} styles, {len(masks)} masks")
-            parts = []
-            for number, (style, mask) in enumerate(zip(styles, masks, strict=True)):
-                mask = images.resize(mask.to(where), self.size)
-                parts += style_terms(network, style, *shared, mask=mask, region=f"/{number}", **options)
+            styles = torch.cat(squares)
+        elif regions is not None:
+            options["regions"] = [images.resize(region.to(where), self.size) for region in regions]
         else:
-            parts = style_terms(network, styles, *shared, blend=blend, **options)
-        self.objective, self.batch = Objective(network, parts), len(styles) if each else None
+            options["style_weights"] = style_weights
+        parts = style_terms(network, styles, *shared, **options)
+        self.objective, self.batch = Objective(network, parts), len(styles) if style_each else None
 
     def __call__(self, image: Tensor) -> Tensor:
         if self.batch not in (None, image.shape[0]):
@@ -141,7 +137,7 @@ class _StyleGuided:
                 )
         sources = style_image if isinstance(style_image, (list, tuple)) else [style_image]
         styles = [picture for source in sources for picture in images.load(source).split(1)]
-        if options["each"] and len(styles) != batch:
+        if options["style_each"] and len(styles) != batch:
             raise ValueError(f"style_each needs a style for each picture: {len(styles)} styles, {batch} pictures")
         network = features if isinstance(features, VGG) else _features(features, str(self._execution_device))
         return StyleObjective(network, styles, size, **options), guidance
@@ -187,7 +183,8 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
         style_layers: Sequence[str | int] = STYLE_LAYERS,
         style_layer_weights: Sequence[float] | None = None,
         style_weights: Sequence[float] | None = None,
-        style_masks: Sequence[Tensor] | None = None,
+        regions: Sequence[Tensor] | None = None,
+        style_masks: None = None,
         style_each: bool = False,
         guidance: Guidance | str = "full",
         features: VGG | str | None = None,
@@ -220,7 +217,9 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
             style_image: a path, URL, shipped name, PIL image or tensor; or several, which blend.
             style_scale: strength, in the unit of the guidance; None is the guidance's own. Per image if a sequence.
             style_loss, style_layers, style_layer_weights: see `StyleObjective`.
-            style_weights: shares of several styles. style_masks: a region for each. style_each: a picture for each.
+            style_weights: shares of several styles.
+            regions: for each style a mask ``(1, 1, H, W)`` of the part of the picture that it applies to.
+            style_each: style k is for picture k.
             guidance: a `Guidance`, or a name of `guidance.PRESETS`: method, window, ramp, recurrence and so on.
             features: the feature network or its name; None is the profile's default.
             preview_vae: a tiny autoencoder for the gradients; the final picture is the full one's.
@@ -243,10 +242,12 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
         shape = (batch, self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape} for {count} prompts, got {tuple(latents.shape)}")
+        if style_masks is not None:
+            raise ValueError("the regions of the picture that each style applies to are now called regions")
         objective, settings = self._style(
             style_image, style_scale, (height, width), guidance, features, batch,
-            style_loss=style_loss, layers=style_layers, layer_weights=style_layer_weights, blend=style_weights,
-            masks=style_masks, each=style_each,
+            style_loss=style_loss, layers=style_layers, layer_weights=style_layer_weights,
+            style_weights=style_weights, regions=regions, style_each=style_each,
         )  # fmt: skip
         self._guidance_scale, self._clip_skip, self._interrupt = guidance_scale, clip_skip, False
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -312,7 +313,8 @@ class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
         style_layers: Sequence[str | int] = STYLE_LAYERS,
         style_layer_weights: Sequence[float] | None = None,
         style_weights: Sequence[float] | None = None,
-        style_masks: Sequence[Tensor] | None = None,
+        regions: Sequence[Tensor] | None = None,
+        style_masks: None = None,
         style_each: bool = False,
         guidance: Guidance | str = "full",
         features: VGG | str | None = None,
@@ -336,10 +338,12 @@ class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
         shape, device = (batch_size, self.unet.config.in_channels, *size), self._execution_device
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, got {tuple(latents.shape)}")
+        if style_masks is not None:
+            raise ValueError("the regions of the picture that each style applies to are now called regions")
         objective, settings = self._style(
             style_image, style_scale, size, guidance, features, batch_size,
-            style_loss=style_loss, layers=style_layers, layer_weights=style_layer_weights, blend=style_weights,
-            masks=style_masks, each=style_each,
+            style_loss=style_loss, layers=style_layers, layer_weights=style_layer_weights,
+            style_weights=style_weights, regions=regions, style_each=style_each,
         )  # fmt: skip
         x = randn_tensor(shape, generator, device, self.unet.dtype) if latents is None else latents.to(device)
         x = x * schedulers.timed(self.scheduler, num_inference_steps, device=device).init_noise_sigma

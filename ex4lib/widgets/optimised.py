@@ -59,9 +59,8 @@ def style_transfer(
         )
         loaded = load()
         steps = transfer.stylize_steps(
-            loaded, *inputs.values(), recipe=recipe, size=settings["size"], scales=None,
-            evaluations=settings["evaluations"], start=settings["start"], blend=None, masks=None, style_scale=1.0,
-            keep_colour="no", optimiser="lbfgs", generator=seeded(settings),
+            loaded, *inputs.values(), recipe=recipe, size=settings["size"], evaluations=settings["evaluations"],
+            start=settings["start"], generator=seeded(settings),
         )  # fmt: skip
         return _optimised(steps, loaded, inputs)
 
