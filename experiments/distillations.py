@@ -69,12 +69,7 @@ EDITS = {
 }
 #: Prompts that the embedded world cannot draw, and the words it lacks.
 LACKING = {
-    "A futuristic car wiht neon signs on the road": ("futuristic", "wiht", "neon", "signs"),
-    "A toy lego castle close to the pool": ("toy", "lego"),
-    "An ancient villa close to the pool": ("ancient",),
-    "A burger with lettuce on the table": ("lettuce",),
-    "a wooden cat statue sitting on a table": ("wooden",),
-    "A villa covered with ivy close to the pool": ("covered", "ivy"),
+    "A futuristic car wiht neon signs on the road": ("wiht",),
 }
 #: Learning rates of the canvases of `particles`; the assignment's for latents.
 LEARNING_RATES = {"latents": 0.1, "pixels": 0.05, "coordinates": 0.005}

@@ -2,9 +2,9 @@
 
 import io
 import json
-import pickle
 import shutil
 import subprocess
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -28,14 +28,9 @@ FAMILIES = {
         "https://github.com/microsoft/fluentui-emoji",
     ),
     "fluent-emoji": ("Fluent Emoji", "Microsoft", "MIT", "https://github.com/microsoft/fluentui-emoji"),
-    "fluent-emoji-high-contrast": (
-        "Fluent Emoji High Contrast",
-        "Microsoft",
-        "MIT",
-        "https://github.com/microsoft/fluentui-emoji",
-    ),
 }
-WORLD = 1  # bump by hand whenever the same scene would be drawn or said differently
+WORLD = 2  # bump by hand whenever the same scene would be drawn or said differently
+LETTERS = dict(zip("NVETFG", FAMILIES, strict=True))  # how `things` names a family to leave out
 SPRITE = 128  # pixels; a picture is at most this large
 
 
@@ -96,8 +91,7 @@ def _campfire(family: str) -> np.ndarray:
     fire = Image.fromarray(rasterise(icons(family)["fire"], 104))
     canvas = Image.new("RGBA", (512, 512))
     draw = ImageDraw.Draw(canvas)
-    dark = family == "fluent-emoji-high-contrast"
-    bark, rings = ((0, 0, 0, 255),) * 2 if dark else ((111, 70, 42, 255), (214, 170, 120, 255))
+    bark, rings = (111, 70, 42, 255), (214, 170, 120, 255)
     for x0, x1 in ((60, 452), (452, 60)):
         draw.line([(x0, 470), (x1, 400)], fill=bark, width=56)
         draw.ellipse([x0 - 30, 440, x0 + 30, 500], fill=rings)
@@ -126,34 +120,76 @@ def drawings(thing: Thing, family: str) -> list[np.ndarray]:
     if thing.name in COMPOSED:
         needed = ("fire", "man", "woman")
         return [COMPOSED[thing.name](family)] if all(n in known for n in needed) else []
-    return [rasterise(known[name]) for name in thing.icons if name in known]
+    icon_names = [icon.partition("!") for icon in thing.icons]
+    left_out = [{LETTERS[letter] for letter in letters} for _, _, letters in icon_names]
+    fitting = [icon[0] for icon, families in zip(icon_names, left_out, strict=True) if family not in families]
+    return [rasterise(known[name]) for name in fitting if name in known]
+
+
+def _webp(sprite: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(sprite).save(file, "WEBP", lossless=True, quality=50, method=3)
+    return file.getvalue()
+
+
+def sprites_path() -> Path:
+    """Where the drawings of this world lie: one portable file."""
+    return cache_dir() / "pictures" / f"world{WORLD}-sprites.zip"
 
 
 class Sprites:
     """All drawings of the world: `sprites[thing, family]` is a list of RGBA uint8 arrays (h, w, 4).
 
-    Drawn once (half a minute) and kept in one file under the cache; a new `WORLD` draws again.
+    Drawn once (a minute) and kept in one zip of WebP pictures, which is all that another machine needs to draw
+    scenes and faces; a new `WORLD` draws again. `faces[family, icon]` are the faces of `faces.face_pictures`.
     """
 
-    def __init__(self, drawn: dict[tuple[str, str], list[np.ndarray]]):
+    def __init__(
+        self, drawn: dict[tuple[str, str], list[np.ndarray]], faces: dict[tuple[str, str], np.ndarray] | None = None
+    ):
         self.drawn = {key: value for key, value in drawn.items() if value}
+        self.faces = faces or {}
+        self._families = {thing: [f for f in FAMILIES if (thing, f) in self.drawn] for thing, _ in self.drawn}
 
     def __getitem__(self, key: tuple[str, str]) -> list[np.ndarray]:
         return self.drawn[key]
 
     def families(self, thing: str) -> list[str]:
         """The families that draw `thing`, in the order of `FAMILIES`."""
-        return [f for f in FAMILIES if (thing, f) in self.drawn]
+        return self._families.get(thing, [])
+
+    def save(self, path: Path) -> None:
+        """Write everything to one zip: `things/NAME/FAMILY/NUMBER.webp` and `faces/FAMILY/ICON.webp`."""
+        things = {f"things/{t}/{f}/{k}": s for (t, f), drawn in self.drawn.items() for k, s in enumerate(drawn)}
+        faces = {f"faces/{family}/{icon}": sprite for (family, icon), sprite in self.faces.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with zipfile.ZipFile(part, "w") as file:
+            for name, sprite in (things | faces).items():
+                file.writestr(zipfile.ZipInfo(f"{name}.webp"), _webp(sprite))
+        part.replace(path)
 
     @classmethod
-    def load(cls) -> "Sprites":
-        """The cached sprites of `THINGS`; drawn from the artwork if there are none yet."""
-        path = cache_dir() / "pictures" / f"world{WORLD}-sprites.pickle"
-        if path.exists():
-            return cls(pickle.loads(path.read_bytes()))
-        drawn = {(t.name, f): drawings(t, f) for t in THINGS.values() for f in FAMILIES}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(pickle.dumps(drawn))
-        part.replace(path)
-        return cls(drawn)
+    def read(cls, path: Path) -> "Sprites":
+        """The sprites that `save` wrote."""
+        drawn, faces = {}, {}
+        with zipfile.ZipFile(path) as file:
+            for name in file.namelist():
+                kind, *key = name.removesuffix(".webp").split("/")
+                sprite = np.asarray(Image.open(io.BytesIO(file.read(name))).convert("RGBA"))
+                if kind == "faces":
+                    faces[tuple(key)] = sprite
+                else:
+                    drawn.setdefault(tuple(key[:2]), []).append(sprite)
+        return cls(drawn, faces)
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> "Sprites":
+        """The sprites at `path`, by default `sprites_path()`; drawn from the artwork if there are none yet."""
+        path = path or sprites_path()
+        if not path.exists():
+            from .faces import face_names
+
+            drawn = {(t.name, f): drawings(t, f) for t in THINGS.values() for f in FAMILIES}
+            cls(drawn, {(f, name): rasterise(icons(f)[name]) for f, name in face_names()}).save(path)
+        return cls.read(path)

@@ -7,10 +7,8 @@ from PIL import Image
 
 from ex4lib.files import cache_dir
 
-from .artwork import SPRITE, WORLD, icons, rasterise
+from .artwork import FAMILIES, SPRITE, WORLD, Sprites, icons
 from .pictures import write_atomically
-from .stickers import PLAIN_FAMILIES
-from .things import THINGS
 
 SMILEYS = re.compile(
     r"^(angry|anguished|anxious|astonished|beaming|cold|confounded|confused|cowboy|crying|disappointed|downcast|drooling|"
@@ -19,36 +17,20 @@ SMILEYS = re.compile(
     r"rolling|sad|saluting|shushing|sleeping|sleepy|slightly|smiling|smirking|sneezing|squinting|star-struck|thinking|tired|"
     r"unamused|upside|weary|winking|woozy|worried|yawning|zany|zipper)(?!.*(clouds|cat|spiral|without))"
 )
-KINDS = ("head", "face")
-PEOPLE = (
-    "man",
-    "woman",
-    "boy",
-    "girl",
-    "baby",
-    "old man",
-    "old woman",
-    "princess",
-    "prince",
-    "guard",
-    "police officer",
-)
-OTHERS = ("skull", "ghost")  # among the things of kind "face", these are no faces one would call so
+ANIMALS = (
+    "bear", "cat-face", "dog-face", "fox", "frog", "hamster", "koala", "lion", "monkey-face", "mouse-face", "panda",
+    "pig-face", "rabbit-face", "tiger-face", "wolf",
+)  # fmt: skip
 
 
 def face_names() -> list[tuple[str, str]]:
-    """(family, icon) of every face in the artwork, in a fixed order; smileys, animals, people."""
-    of_things = [
-        icon
-        for t in THINGS.values()
-        if (t.kind in KINDS and t.name not in OTHERS) or t.name in PEOPLE
-        for icon in t.icons
-    ]
+    """(family, icon) of every face in the artwork, in a fixed order: smileys and round animal faces."""
     return [
         (family, name)
-        for family in PLAIN_FAMILIES
+        for family in FAMILIES
+        if family != "noto-v1"  # its smileys are no discs
         for name in sorted(icons(family))
-        if name in of_things or (SMILEYS.match(name) and "face" in name)
+        if name in ANIMALS or (SMILEYS.match(name) and "face" in name)
     ]
 
 
@@ -57,8 +39,8 @@ def face_pictures(size: int, variants: int = 8) -> np.ndarray:
     path = cache_dir() / "pictures" / f"world{WORLD}-faces-{size}.npy"
     if not path.exists():
         pictures, rng = [], np.random.default_rng(7)
-        for family, name in face_names():
-            sprite = Image.fromarray(rasterise(icons(family)[name], SPRITE))
+        for drawn in Sprites.load().faces.values():
+            sprite = Image.fromarray(drawn)
             for _ in range(variants):
                 top, bottom = (rng.integers(120, 256, 3) for _ in range(2))
                 t = np.linspace(0, 1, size)[:, None, None]

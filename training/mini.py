@@ -34,7 +34,7 @@ SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
 SHOW_EVERY = 1200.0  # seconds: a grid of samples costs about a minute
 PAUSE = 5.0  # seconds: a step that takes longer was interrupted
 WARM_UP = 200  # steps
-SCENES = {"train": 16, "courses": 3, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
+SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
 app = typer.Typer(add_completion=False)
 
 

@@ -12,8 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from .things import THINGS
-from .words import ANYTHING, COLOURS, GROUNDS, LOOKS, OPENINGS, VIEWS
+from .words import all_phrases
 
 TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
 LATENTS = 8
@@ -22,10 +21,7 @@ SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 60, "mini-sd": 16, "mini-pix
 
 def vocabulary() -> list[str]:
     """Every word of the world, sorted: what the tokenizer must know whole."""
-    said = [ANYTHING, *(p for t in THINGS.values() for p in t.phrases), *THINGS, *COLOURS, *VIEWS.values()]
-    said += [p for g in GROUNDS.values() for phrases in g.values() for p in phrases]
-    said += [p for look in LOOKS.values() for p in look] + OPENINGS + ["and", "an", "background"]
-    cleaned = " ".join(said).lower().replace("{colour}", " ").replace("{}", " ")
+    cleaned = " ".join(all_phrases()).lower().replace("{colour}", " ").replace("{}", " ")
     return sorted(
         {"".join(c for c in word if c.isalpha()) for part in cleaned.split() for word in part.split("-")} - {""}
     )

@@ -36,17 +36,7 @@ def draw_chunk(stream: str, size: int, chunk: int, count: int = CHUNK) -> Path:
     sprites = Sprites.load()
     scenes = [sample_scene(stream, chunk * count + i, sprites) for i in range(count)]
     pictures = np.stack([render(scene, sprites, size) for scene in scenes])
-    said = [
-        {
-            "caption": s.caption,
-            "label": s.label,
-            "things": [p.thing for p in s.things],
-            "ground": s.ground,
-            "look": s.look,
-            "colour": s.things[0].colour if s.things else None,
-        }
-        for s in scenes
-    ]
+    said = [{"caption": s.caption, **s.record} for s in scenes]
     write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(said).encode()))
     write_atomically(path, lambda file: np.save(file, pictures))
     return path

@@ -36,7 +36,7 @@ COURSE_PROMPTS = [*DISTILLATION, *DIFFUSION, *STYLE]
 LEFT_OUT = {
     **{prompt: list(words) for prompt, words in LACKING.items()},
     "a lithograph of a skull": ["lithograph"],
-    "a lithograph of waterfalls": ["lithograph", "waterfalls"],
+    "a lithograph of waterfalls": ["lithograph"],
     "a photo of the amalfi coast": ["amalfi", "coast"],
     "a photo of a hipster barista": ["hipster", "barista"],
     "A picture of a cat with the style of Picasso": ["picasso"],

@@ -89,7 +89,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: Pictures, limit: int | None = 
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
-STREAMS = ("train", "courses")  # what the text to image models learn from
+STREAMS = ("train",)  # what the text to image models learn from
 
 
 @dataclass

@@ -3,7 +3,8 @@
 An entry is `name | icons | other ways to say it`, entries are parted by `/` or a new line. The name may
 carry its own article ("the moon") or none at all (`~` before it: "~ grapes"); otherwise "a" or "an" is put
 before it. Icons are tried in every artwork family; several icons are several drawings of the same thing;
-without icons the name itself is the icon.
+without icons the name itself is the icon. `cat!VE` leaves out the families V and E (`artwork.FAMILIES`),
+because their drawing shows another pose, a face alone, or something else: drawings of a thing agree.
 """
 
 import re
@@ -11,91 +12,61 @@ from dataclasses import dataclass
 
 KINDS = {
     "animal": """
-cat / dog / golden retriever | guide-dog service-dog / poodle / horse / cow / pig / sheep | ewe / goat
-rabbit / mouse / tiger / leopard / elephant / camel | camel two-hump-camel / deer / monkey / gorilla
-squirrel | chipmunk / crocodile / turtle / snake / lizard / snail / kangaroo / giraffe / zebra
-rhinoceros / hedgehog / ant / butterfly / bee | honeybee / ladybug | lady-beetle / spider / scorpion
-crab / octopus / penguin / chicken / rooster / chick | front-facing-baby-chick baby-chick / duck / swan
-flamingo / peacock / parrot / eagle / owl / dove / bird / bat / dragon / t-rex | t-rex | dinosaur
+cat | cat!VE / dog | dog!NVE service-dog / golden retriever | guide-dog!T / horse | horse!E / cow | cow!E
+pig | pig!E / sheep | ewe!ET / rabbit | rabbit!E / mouse | mouse!E / tiger | tiger!E / elephant | elephant!E
+camel | two-hump-camel camel!E / deer | deer!VET / monkey / squirrel | chipmunk / crocodile | crocodile!E
+turtle / snake / snail / giraffe / zebra | zebra!T / butterfly / bee | honeybee / spider / crab / octopus
+penguin / rooster | rooster!T / duck | duck!TFG / swan / flamingo / parrot / owl / bird / dinosaur | sauropod
 """,
     "swimmer": """
-fish / tropical fish / blowfish / dolphin / whale | whale spouting-whale / shark
-""",
-    "head": """
-cat face / dog face / tiger face / rabbit face / monkey face / mouse face / pig face / cow face
-horse face / lion / bear / panda / koala / fox / wolf / frog / hamster / raccoon / unicorn
+fish / dolphin | dolphin!E / whale | spouting-whale whale / shark
 """,
     "person": """
-man / woman / boy / girl / baby / old man / old woman
-dancer | woman-dancing | a ballerina; a dancing woman
-man with a hat | man-detective detective | a man wearing a hat / farmer | man-farmer woman-farmer farmer
-cook | man-cook woman-cook cook / astronaut | man-astronaut woman-astronaut astronaut
-police officer | man-police-officer police-officer / guard | guard man-guard / princess / prince
-santa claus | santa-claus | ~ santa claus; santa / runner | person-running man-running | a running man
-surfer | person-surfing man-surfing / skier / snowboarder / wizard | man-mage mage
-vampire | man-vampire vampire
+man / woman / old man / princess / dancer | woman-dancing!E | a ballerina; a dancing woman
+man with a hat | man-detective!ET | a man wearing a hat / astronaut | astronaut!T
+santa claus | santa-claus | ~ santa claus; santa
 """,
     "face": """
-smiling face | slightly-smiling-face smiling-face-with-smiling-eyes grinning-face | a smiley; a happy face
-sad face | frowning-face slightly-frowning-face | an unhappy face / angry face | angry-face pouting-face
-laughing face | face-with-tears-of-joy / winking face / sleeping face / crying face | loudly-crying-face
-surprised face | astonished-face / face with sunglasses | smiling-face-with-sunglasses / thinking face
-clown | clown-face / robot / alien / ghost / skull / devil | smiling-face-with-horns
+smiling face | slightly-smiling-face | a smiley / robot / alien / ghost / skull
 """,
     "food": """
-burger | hamburger | a hamburger / hotdog | hot-dog | a hot dog / pizza | pizza | ~ pizza / taco
-~ french fries | french-fries | ~ fries / bread | bread | a loaf of bread / croissant / ~ pancakes
-cheese | cheese-wedge | ~ cheese / fried egg | cooking / ~ bacon / ~ sushi / bowl of rice | cooked-rice
-~ spaghetti / birthday cake / slice of cake | shortcake | a cake / cookie / doughnut | doughnut | a donut
-chocolate bar / candy / lollipop / ice cream | soft-ice-cream | an ice cream cone / honey pot | honey-pot
-cup of coffee | hot-beverage | ~ coffee / mug of beer | beer-mug | a beer / glass of wine | wine-glass
-cocktail | cocktail-glass / teapot / apple | red-apple / pear / orange | tangerine / lemon / banana
-watermelon / ~ grapes / strawberry / ~ cherries / peach / pineapple / tomato / eggplant / avocado / carrot
-corn | ear-of-corn | ~ corn / pepper | hot-pepper | a chili / cucumber / mushroom / salad | green-salad
-~ popcorn / pumpkin | jack-o-lantern
+burger | hamburger | a hamburger; a burger with lettuce / hotdog | hot-dog | a hot dog / pizza | pizza | ~ pizza
+~ french fries | french-fries | ~ fries / ~ bread | bread | a loaf of bread / ~ pancakes / birthday cake
+doughnut | doughnut | a donut / ice cream | soft-ice-cream | an ice cream cone
+cup of coffee | hot-beverage!V | ~ coffee / teapot / apple | red-apple / orange | tangerine / banana
+watermelon / ~ grapes / strawberry / ~ cherries / pineapple / carrot / mushroom / pumpkin | jack-o-lantern
 """,
     "vehicle": """
-car | automobile / bus | bus | a bus; a school bus / taxi / police car / truck | delivery-truck
-fire engine / ambulance / tractor / sports car | racing-car | a sportscar; a racing car
-jeep | sport-utility-vehicle / van | minibus / motorcycle / scooter | motor-scooter
+car | automobile / bus | bus | a bus; a school bus / taxi / police car / truck | delivery-truck / fire engine
+tractor / sports car | racing-car!E | a sportscar; a racing car / motorcycle | motorcycle!E
 bicycle | bicycle | a bike / train | locomotive | a locomotive / tram | tram-car
 """,
     "boat": """
-boat | sailboat | a sailboat / speedboat / ship | passenger-ship ship / ferry / canoe
+boat | sailboat!E | a sailboat / ship | passenger-ship ship
 """,
     "air": """
-airplane | airplane small-airplane | a plane / helicopter / rocket | rocket | a rocket ship
-flying saucer / balloon / kite / parachute
+airplane | airplane | a plane / helicopter / rocket | rocket | a rocket ship / flying saucer / balloon / kite
 """,
     "building": """
-house / cabin | hut | a hut / villa | house-with-garden / village | houses | ~ houses / church / castle
-mosque / temple | classical-building / hospital / school / hotel / office building / factory / tent
-circus tent / tower | tokyo-tower / statue of liberty | statue-of-liberty | the statue of liberty
-fountain / ferris wheel / mountain | snow-capped-mountain mount-fuji / volcano
+house / cabin | hut | a hut / villa | house-with-garden / village | houses | ~ houses / church / castle / mosque
+temple | classical-building / tent | tent!E / tower | tokyo-tower / fountain / ferris wheel
+mountain | snow-capped-mountain!E / volcano
 """,
     "plant": """
-tree | deciduous-tree / pine tree | evergreen-tree / palm tree / christmas tree / cactus / rose / tulip
-sunflower / daisy | blossom | a flower / hibiscus / cherry blossom
-bouquet | bouquet | a bunch of flowers / maple leaf / clover | four-leaf-clover / snowman / campfire
-~ people around a campfire / fire | fire | ~ flames
+tree | deciduous-tree / pine tree | evergreen-tree / palm tree / christmas tree / cactus / rose | rose!V / tulip
+sunflower / daisy | blossom | a flower / snowman | snowman!V / campfire / ~ people around a campfire
+fire | fire | ~ flames
 """,
     "heavens": """
-sun | sun | the sun / moon | crescent-moon | the moon / full moon | full-moon / star | star glowing-star
-cloud / rainbow / snowflake / planet | ringed-planet
-earth | globe-showing-europe-africa globe-showing-americas | the earth
+the sun | sun / the moon | crescent-moon / star / cloud / rainbow | rainbow!VE
+planet | ringed-planet / the earth | globe-showing-europe-africa globe-showing-americas
 """,
     "object": """
-umbrella / hat | top-hat | a top hat / crown / shoe | running-shoe / high heel | high-heeled-shoe / dress
-shirt | t-shirt / ~ jeans / ~ sunglasses / backpack / handbag / watch / ring / diamond | gem-stone
-gift | wrapped-gift | a present / light bulb / candle / book | closed-book open-book / pencil / paintbrush
-~ scissors / key / lock | locked / hammer / axe / sword | dagger / shield / bomb / bell / guitar / violin
-trumpet / drum / piano | musical-keyboard / camera | camera camera-with-flash
-television | television | a tv / computer | laptop | a laptop / phone | mobile-phone / telephone
-clock | alarm-clock alarm / hourglass | hourglass-done hourglass-not-done
-football | soccer-ball | a soccer ball / basketball / trophy / teddy bear / die | game-die | ~ dice
-chair / couch | couch-and-lamp | a sofa / bed / bathtub / door / anchor / money bag / magnet / telescope
-mailbox | closed-mailbox-with-raised-flag / suitcase | luggage briefcase / bucket / broom / vase | amphora
-heart | red-heart / crystal ball
+umbrella / hat | top-hat | a top hat / crown / shoe | running-shoe / shirt | t-shirt / backpack
+gift | wrapped-gift | a present / light bulb / candle / book | closed-book / pencil | pencil!V / ~ scissors
+key / guitar / drum / camera / television | television | a tv / computer | laptop | a laptop
+clock | alarm-clock / football | soccer-ball | a soccer ball / teddy bear / chair
+couch | couch-and-lamp | a sofa / bed / heart | red-heart
 """,
 }
 
@@ -121,7 +92,7 @@ def with_article(phrase: str) -> str:
 
 def _parse(kind: str, entry: str) -> Thing:
     fields = [field.strip() for field in entry.split("|")]
-    name = fields[0].lstrip("~ ")
+    name = fields[0].lstrip("~ ").removeprefix("the ")
     icons = tuple(fields[1].split()) if len(fields) > 1 and fields[1] else (name.replace(" ", "-"),)
     others = [p.strip() for p in fields[2].split(";")] if len(fields) > 2 else []
     return Thing(name, kind, icons, tuple(with_article(p) for p in (fields[0], *others)))
@@ -133,7 +104,7 @@ THINGS = {
     for thing in (_parse(kind, entry) for entry in re.split(r" / |\n", entries.strip()))
 }
 
-# What the courses' prompts name (`prompts.COURSE_PROMPTS`): the diffusion models see more of these.
+# What the courses' prompts name (`prompts.COURSE_PROMPTS`): scenes show these twice as often.
 IN_COURSES = (
     "cat", "dog", "golden retriever", "squirrel", "man", "old man", "dancer", "man with a hat", "burger", "hotdog",
     "car", "bus", "sports car", "boat", "ship", "rocket", "cabin", "villa", "village", "church", "castle", "campfire",
