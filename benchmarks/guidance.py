@@ -148,7 +148,7 @@ def cheap_against_freedom(steps: int, seeds: int) -> list[dict]:
             ).images
             found[name]["seconds"].append(time.perf_counter() - started)
             found[name]["gram"].append(metrics.style_distance(network, picture, style))
-            rivals = [*drawings.PROMPTS, *drawings.RIVALS]
+            rivals = drawings.CAPTIONS
             found[name]["agrees"].append(float(judge.agrees(picture, PROMPT, rivals)))
     for name, values in found.items():
         row: dict = {"mode": name, "steps": sides[name][1], "n": seeds}

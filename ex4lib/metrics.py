@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import importlib
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -32,7 +32,7 @@ NEAREST_SIZE = 128
 @torch.no_grad()
 def style_distances(
     pictures: Tensor,
-    paintings: Sequence[images.ImageSource],
+    paintings: Sequence[images.ImageSource] | Mapping[str, Tensor],
     network: VGG,
     *,
     layers: Sequence[str] = NEAREST_LAYERS,
@@ -46,26 +46,35 @@ def style_distances(
 
     Arguments:
         pictures: ``(B, 3, H, W)`` in [0, 1].
-        paintings: what `images.load` takes, one picture each.
+        paintings: what `images.load` takes, one picture each; or their `painting_grams`, to compute those once.
         network: the judge; not the variant that guidance optimised.
         batch: pictures in one forward pass.
     """
     network = network.variant(pooling="max", padding="zeros")
     pictures = images.check(pictures, "pictures")
-    squares = torch.cat([_square(images.load(painting)) for painting in paintings])
-    targets = _gram_vectors(squares, network, layers)
+    targets = paintings if isinstance(paintings, Mapping) else painting_grams(paintings, network, layers)
     rows = []
     for part in pictures.split(batch):
-        vectors = _gram_vectors(_square(part), network, layers)
+        vectors = _gram_vectors(_square(part), network, targets)
         rows.append(torch.stack([_relative_distance(vectors[layer], targets[layer]) for layer in targets]).mean(0))
     return torch.cat(rows).cpu()
+
+
+@torch.no_grad()
+def painting_grams(
+    paintings: Sequence[images.ImageSource], network: VGG, layers: Sequence[str] = NEAREST_LAYERS
+) -> dict[str, Tensor]:
+    """Flattened Gram matrices ``(P, C²)`` of the middle squares at 128 px, by layer, for `style_distances`."""
+    network = network.variant(pooling="max", padding="zeros")
+    squares = torch.cat([_square(images.load(painting)) for painting in paintings])
+    return _gram_vectors(squares, network, layers)
 
 
 def _square(picture: Tensor) -> Tensor:
     return images.resize(images.crop_square(picture), (NEAREST_SIZE, NEAREST_SIZE))
 
 
-def _gram_vectors(pictures: Tensor, network: VGG, layers: Sequence[str]) -> dict[str, Tensor]:
+def _gram_vectors(pictures: Tensor, network: VGG, layers: Iterable[str]) -> dict[str, Tensor]:
     """Flattened Gram matrices ``(B, C²)`` by layer, in float64."""
     features = network(pictures.to(network.mean), layers)
     return {layer: second_moment(feature).flatten(1).double() for layer, feature in features.items()}
@@ -383,18 +392,27 @@ def interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     clusters = {"value": range(len(values))} if clusters is None else clusters
-    random, weights, counts = np.random.default_rng(seed), np.ones((resamples, len(values))), {}
     for kind, labels in clusters.items():
         if len(labels) != len(values):
             raise ValueError(f"clusters[{kind!r}] must hold {len(values)} labels, one per value, got {len(labels)}")
-        known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-        counts[kind] = len(known)
-        draws = random.multinomial(len(known), [1 / len(known)] * len(known), size=resamples)
-        weights *= draws[:, [known[label] for label in labels]]
-    mass = weights.sum(1)
-    means = (weights @ values)[mass > 0] / mass[mass > 0]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    weights = cluster_weights(clusters, resamples=resamples, seed=seed)
+    low, high = np.quantile(weights @ values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    counts = {kind: len(set(labels)) for kind, labels in clusters.items()}
     return Interval(float(values.mean()), float(low), float(high), len(values), counts)
+
+
+def cluster_weights(clusters: Mapping[str, Sequence[Hashable]], *, resamples: int = 4000, seed: int = 0) -> np.ndarray:
+    """Weights ``(R, N)`` of N values in R resamples of `interval`, each row with the sum 1.
+
+    With them, statistics other than a mean are resampled. Resamples that draw no value at all are left out.
+    """
+    random, weights = np.random.default_rng(seed), np.ones((resamples, 1))
+    for labels in clusters.values():
+        known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        draws = random.multinomial(len(known), [1 / len(known)] * len(known), size=resamples)
+        weights = weights * draws[:, [known[label] for label in labels]]
+    weights = weights[weights.sum(1) > 0]
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _extra(module: str, package: str | None = None) -> ModuleType:

@@ -1,12 +1,13 @@
-"""The experiments of the exercise's second part: drawn, stylised and judged pictures, kept in the store.
+"""Drawn, stylised and judged pictures of the exercise's second part, kept in the store.
 
 Drawing and judging are apart, so that every picture is judged by the same numbers, whoever made it. Pictures are judged
-as the store keeps them. Wherever there are several seeds, numbers are lists with an entry each.
+as the store keeps them. Wherever there are several seeds, numbers are lists with an entry for each seed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -21,15 +22,101 @@ from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from experiments.store import Run, stored
 
-#: What the comparisons draw, and what the judge may take it for instead.
-PROMPTS = ("a cat", "a castle next to a river", "a red bus driving on a desert road")
-RIVALS = (
-    "a dog", "a boat in a river", "a burger on the table", "a cabin surrounded by forests", "a car on the road",
-    "a church beside a lake", "a villa close to the pool", "a squirrel", "a rocket ship", "a campfire at night",
-    "a house in snowy mountains", "a smiling face", "a waterfall", "a blue butterfly", "a tree", "an owl", "a fish",
-    "a sunflower", "a train", "a bicycle", "a guitar", "an umbrella", "a crown", "a robot", "a horse", "a penguin",
-    "a cake", "a chair", "a lion",
+#: Paintings and prompts on which a setting is chosen, and those on which it is reported.
+CHOICE_PAINTINGS = ("arcimboldo-spring", "bruegel-the-harvesters", "renoir-moulin-de-la-galette")
+REPORT_PAINTINGS = (
+    "van-gogh-village-street-in-auvers",
+    "hokusai-great-wave",
+    "kandinsky-composition-viii",
+    "hokusai-poppies",
+    "leonardo-mona-lisa",
+)
+PAINTINGS = tuple(sorted(CHOICE_PAINTINGS + REPORT_PAINTINGS))
+CHOICE_PROMPTS = ("a dog sitting on grass", "a church beside a lake", "a burger on the table", "a boat in a river")
+REPORT_PROMPTS = (
+    "a cat",
+    "a castle next to a river",
+    "a red bus driving on a desert road",
+    "a cabin surrounded by forests",
+)
+#: Captions among which the judge of prompts has to find the right one: 64 with those above.
+CAPTIONS = (
+    *CHOICE_PROMPTS,
+    *REPORT_PROMPTS,
+    "a car on the road", "a villa close to the pool", "a squirrel sitting on a table", "a rocket ship",
+    "a campfire at night", "a house in snowy mountains", "a smiling face", "a waterfall", "a blue butterfly", "a tree",
+    "an owl", "a fish", "a sunflower", "a train", "a bicycle", "a guitar", "an umbrella", "a crown", "a robot",
+    "a horse", "a penguin", "a cake", "a chair", "a man wearing a hat", "a ballerina", "an elephant", "a giraffe",
+    "a turtle", "a snail", "an octopus", "a dolphin in the sea", "a duck", "a peacock", "a pizza", "a banana",
+    "a pineapple", "a mushroom", "a taxi", "a fire engine", "a tractor", "a helicopter", "a balloon in the sky",
+    "a tent", "a ferris wheel", "a volcano", "a cactus in the desert", "a snowman", "the moon", "a rainbow", "a key",
+    "a violin", "a camera", "a clock", "a teddy bear", "a cup of coffee on the table", "a palm tree",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """Who judges pictures: a network for style, a second one that shares no weights with it, and CLIP for prompts."""
+
+    network: VGG
+    second: VGG
+    prompts: Judge
+
+    @classmethod
+    def default(cls, device: torch.device | str | None = None) -> Judges:
+        device = models.device() if device is None else torch.device(device)
+        network = models.features(models.JUDGES[models.profile()], where=device)
+        return cls(network, metrics.random_network().to(device), models.judge(where=device))
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """SHA-256 of the weights by judge, for the store."""
+        parts = {"network": self.network, "second": self.second, "prompts": self.prompts.model}
+        return {name: models.weights_sha256(part) for name, part in parts.items()}
+
+    @property
+    def networks(self) -> tuple[VGG, VGG]:
+        return self.network, self.second
+
+    def agree(self, pictures: Tensor, prompt: str, captions: Sequence[str] = CAPTIONS) -> list[float]:
+        """For each picture 1.0 where the caption that fits best among ``captions`` is ``prompt``, else 0.0."""
+        return self.prompts.agrees(pictures, prompt, captions).double().tolist()
+
+
+def draw(
+    pipe,
+    prompt: str | None,
+    seeds: Sequence[int],
+    *,
+    style: Tensor | None = None,
+    guidance: Guidance | None = None,
+    style_loss: str = "gram",
+    steps: int = 30,
+    guidance_scale: float | None = None,
+    eta: float = 0.0,
+    features: VGG | None = None,
+    measure: bool = False,
+    batch: int = 16,
+) -> tuple[Tensor, list[list[dict]]]:
+    """Pictures ``(N, 3, H, W)`` on the CPU, one for each seed, and the trace of every batch.
+
+    A picture depends on its own seed alone, not on the batch it is in. Without a prompt ``pipe`` is an unconditional
+    pipeline.
+    """
+    style_arguments = {"style_image": style, "guidance": guidance, "style_loss": style_loss, "features": features}
+    pictures, traces = [], []
+    for start in range(0, len(seeds), batch):
+        part = list(seeds[start : start + batch])
+        call = {"generator": [torch.Generator().manual_seed(seed) for seed in part], "output_type": "pt"}
+        call |= {"num_inference_steps": steps, "eta": eta, "measure": measure}
+        call |= style_arguments if style is not None and guidance is not None and guidance.is_on else {}
+        if prompt is None:
+            output = pipe(len(part), **call)
+        else:
+            output = pipe([prompt] * len(part), guidance_scale=guidance_scale, **call)
+        pictures.append(output.images.float().cpu())
+        traces.append(output.trace)
+    return torch.cat(pictures), traces
 
 
 def drawn(
@@ -67,26 +154,17 @@ def drawn(
     }
 
     def compute() -> Run:
-        original = pipe.scheduler
+        original, started = pipe.scheduler, time.perf_counter()
         if scheduler is not None:
             pipe.scheduler = schedulers.named(scheduler, original)
-        pictures, rows, started = {}, [], time.perf_counter()
+        options = {"steps": steps, "guidance_scale": guidance_scale, "eta": eta, "measure": measure, "batch": batch}
+        options |= {"style": style, "guidance": guidance, "style_loss": style_loss, "features": features}
         try:
-            for start in range(0, len(seeds), batch):
-                part = list(seeds[start : start + batch])
-                call = {"generator": [torch.Generator().manual_seed(seed) for seed in part], "output_type": "pt"}
-                call |= {"num_inference_steps": steps, "eta": eta, "measure": measure, "features": features}
-                if guided:
-                    call |= {"style_image": style, "style_loss": style_loss, "guidance": guidance}
-                if prompt is None:
-                    found = pipe(len(part), **call)
-                else:
-                    found = pipe([prompt] * len(part), guidance_scale=guidance_scale, **call)
-                pictures |= {str(seed): x[None].float().cpu() for seed, x in zip(part, found.images, strict=True)}
-                rows.append(found.trace)
+            pictures, traces = draw(pipe, prompt, seeds, **options)
         finally:
             pipe.scheduler = original
-        return Run({"total_seconds": time.perf_counter() - started} | _traces(rows), pictures)
+        shown = {str(seed): picture for seed, picture in zip(seeds, pictures.split(1), strict=True)}
+        return Run({"total_seconds": time.perf_counter() - started} | _traces(traces), shown)
 
     inputs = {"style": style} if guided else {}
     hashes = {"pipeline": pipeline_sha256(pipe)} | ({features.name: features.sha256} if guided and features else {})
@@ -123,61 +201,55 @@ def stylised(
 
 
 def judged(
-    judge: Judge,
-    network: VGG,
+    judges: Judges,
     run: Run,
-    style: Tensor,
+    painting: str,
     *,
-    prompt: str,
+    prompt: str | None = None,
     unguided: Run | None = None,
-    rivals: Sequence[str] = RIVALS,
+    captions: Sequence[str] = CAPTIONS,
 ) -> dict[str, list]:
     """Every number that pictures are compared by, a list over seeds each.
 
-    ``gram``, ``meanvar``: `metrics.style_distance` on held-out layers; ``colour``, ``texture``: its parts; ``agrees``:
-    whether the judge prefers the prompt over the rivals and the other prompts; ``score``: the cosine with the prompt;
-    ``content``: `metrics.content_error` against the unguided picture of the same seed; ``features``: the judge's unit
-    vectors.
+    ``style``: `metrics.style_distances` to the painting; ``rank`` of the painting among all shipped ones by this
+    distance, and ``nearest``, whether it is the first; ``second``, ``second_nearest``: the same by the second judge;
+    ``meanvar``: `metrics.style_distance` by means and variances on held-out layers; ``colour``, ``texture``: see
+    `metrics`. With a prompt ``agrees``: whether it fits best among the captions, and ``score``: its cosine. With
+    unguided pictures of the same seeds ``content``: `metrics.content_error` against them.
     """
-    pictures = stack(run)
+    pictures, style = stack(run), style_named(painting)
+    network, candidates = judges.network, tuple(dict.fromkeys([*PAINTINGS, painting]))
 
     def compute() -> Run:
-        values = {"gram": [], "meanvar": [], "colour": [], "texture": []}
-        for picture in pictures.split(1):
-            for name in ("gram", "meanvar"):
-                values[name].append(metrics.style_distance(network, picture, style, statistic=name))
-            values["colour"].append(metrics.colour_distance(picture, style))
-            values["texture"].append(metrics.texture_distance(network, picture, style))
-        values["agrees"] = judge.agrees(pictures, prompt, [*PROMPTS, *rivals]).float().tolist()
-        values["score"] = judge.scores(pictures, [prompt])[:, 0].tolist()
-        values["features"] = judge.image_features(pictures).cpu().tolist()
+        values: dict[str, list] = {}
+        intended = [candidates.index(painting)] * len(pictures)
+        for name, judge in (("", network), ("second_", judges.second)):
+            distances = metrics.style_distances(pictures, grams(candidates, judge), judge)
+            found = metrics.specificity(distances, intended)
+            values |= {f"{name}nearest": list(found.nearest), f"{name}rank": list(found.ranks)}
+            values["second" if name else "style"] = distances[:, intended[0]].tolist()
+            values[f"{name}first"] = [candidates[number] for number in distances.argmin(1).tolist()]
+        singles = pictures.split(1)
+        values["meanvar"] = [metrics.style_distance(network, x, style, statistic="meanvar") for x in singles]
+        values["colour"] = [metrics.colour_distance(x, style) for x in singles]
+        values["texture"] = [metrics.texture_distance(network, x, style) for x in singles]
+        if prompt is not None:
+            values["agrees"] = judges.agree(pictures, prompt, captions)
+            values["score"] = judges.prompts.scores(pictures, [prompt])[:, 0].tolist()
         if unguided is not None:
-            before = stack(unguided)
-            values["content"] = [
-                metrics.content_error(network, a, b) for a, b in zip(pictures.split(1), before.split(1), strict=True)
-            ]
+            pairs = zip(singles, stack(unguided).split(1), strict=True)
+            values["content"] = [metrics.content_error(network, own, before) for own, before in pairs]
         return Run(values)
 
     inputs = {"pictures": pictures, "style": style} | ({} if unguided is None else {"unguided": stack(unguided)})
-    hashes = {network.name: network.sha256, "judge": models.weights_sha256(judge.model)}
-    config = {"prompt": prompt, "rivals": list(rivals)}
-    return stored("judged", config, compute, inputs=inputs, weights=hashes).values
+    config = {"prompt": prompt, "captions": list(captions) if prompt else None, "paintings": list(candidates)}
+    return stored("judged", config, compute, inputs=inputs, weights=judges.identity).values
 
 
-def style_distances(network: VGG, run: Run, style: Tensor, *, statistic: str = "gram") -> list[float]:
-    """`metrics.style_distance` on held-out layers of every picture of a run, by seed."""
-    pictures = stack(run)
-
-    def compute() -> Run:
-        return Run(
-            {"distances": [metrics.style_distance(network, x, style, statistic=statistic) for x in pictures.split(1)]}
-        )
-
-    inputs = {"pictures": pictures, "style": style}
-    found = stored(
-        "distances", {"statistic": statistic}, compute, inputs=inputs, weights={network.name: network.sha256}
-    )
-    return found.values["distances"]
+@functools.lru_cache(maxsize=8)
+def grams(paintings: tuple[str, ...], network: VGG) -> dict[str, Tensor]:
+    """`metrics.painting_grams`, computed once for each network."""
+    return metrics.painting_grams(paintings, network)
 
 
 def stack(run: Run) -> Tensor:

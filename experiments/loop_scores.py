@@ -11,7 +11,7 @@ from torch import Tensor
 from ex4lib import images, metrics, models
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
-from experiments.drawings import PROMPTS, RIVALS
+from experiments.drawings import CAPTIONS
 
 #: Pictures are enlarged to this before LPIPS, which was trained on patches of 64 pixels.
 LEAST_COMPARED = 64
@@ -33,7 +33,7 @@ def fidelity(network: VGG, pictures: Tensor, reference: Tensor) -> dict[str, lis
 
 
 def sampling_scores(
-    judge: Judge, pictures: Tensor, prompt: str, *, rivals: Sequence[str] = (*PROMPTS, *RIVALS)
+    judge: Judge, pictures: Tensor, prompt: str, *, rivals: Sequence[str] = CAPTIONS
 ) -> dict[str, float]:
     """What classifier-free guidance trades, for pictures ``(B, 3, H, W)`` of one prompt, B ≥ 2.
 

@@ -22,93 +22,16 @@ from ex4lib import images, metrics, models
 from ex4lib.diffusion import pipelines, schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
-from ex4lib.judge import Judge
-
-#: Paintings and prompts on which a setting is chosen, and those on which it is reported.
-CHOICE_PAINTINGS = ("arcimboldo-spring", "bruegel-the-harvesters", "renoir-moulin-de-la-galette")
-REPORT_PAINTINGS = (
-    "van-gogh-village-street-in-auvers",
-    "hokusai-great-wave",
-    "kandinsky-composition-viii",
-    "hokusai-poppies",
-    "leonardo-mona-lisa",
+from experiments.drawings import (
+    CHOICE_PAINTINGS,
+    CHOICE_PROMPTS,
+    PAINTINGS,
+    REPORT_PAINTINGS,
+    REPORT_PROMPTS,
+    Judges,
+    draw,
+    grams,
 )
-PAINTINGS = tuple(sorted(CHOICE_PAINTINGS + REPORT_PAINTINGS))
-CHOICE_PROMPTS = ("a dog sitting on grass", "a church beside a lake", "a burger on the table", "a boat in a river")
-REPORT_PROMPTS = (
-    "a cat",
-    "a castle next to a river",
-    "a red bus driving on a desert road",
-    "a cabin surrounded by forests",
-)
-#: Captions among which the judge of prompts has to find the right one: 64 with those above.
-CAPTIONS = (
-    *CHOICE_PROMPTS,
-    *REPORT_PROMPTS,
-    "a car on the road", "a villa close to the pool", "a squirrel sitting on a table", "a rocket ship",
-    "a campfire at night", "a house in snowy mountains", "a smiling face", "a waterfall", "a blue butterfly", "a tree",
-    "an owl", "a fish", "a sunflower", "a train", "a bicycle", "a guitar", "an umbrella", "a crown", "a robot",
-    "a horse", "a penguin", "a cake", "a chair", "a man wearing a hat", "a ballerina", "an elephant", "a giraffe",
-    "a turtle", "a snail", "an octopus", "a dolphin in the sea", "a duck", "a peacock", "a pizza", "a banana",
-    "a pineapple", "a mushroom", "a taxi", "a fire engine", "a tractor", "a helicopter", "a balloon in the sky",
-    "a tent", "a ferris wheel", "a volcano", "a cactus in the desert", "a snowman", "the moon", "a rainbow", "a key",
-    "a violin", "a camera", "a clock", "a teddy bear", "a cup of coffee on the table", "a palm tree",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Judges:
-    """Who judges pictures: a network for style, a second one that shares no weights with it, and CLIP for prompts."""
-
-    network: VGG
-    second: VGG
-    prompts: Judge
-
-    @classmethod
-    def default(cls, device: torch.device | str | None = None) -> Judges:
-        device = models.device() if device is None else torch.device(device)
-        network = models.features(models.JUDGES[models.profile()], where=device)
-        return cls(network, metrics.random_network().to(device), models.judge(where=device))
-
-    def agree(self, pictures: Tensor, prompt: str, captions: Sequence[str] = CAPTIONS) -> list[float]:
-        """For each picture 1.0 where the caption that fits best among ``captions`` is ``prompt``, else 0.0."""
-        return self.prompts.agrees(pictures, prompt, captions).double().tolist()
-
-
-def draw(
-    pipe,
-    prompt: str | None,
-    seeds: Sequence[int],
-    *,
-    style: Tensor | None = None,
-    guidance: Guidance | None = None,
-    style_loss: str = "gram",
-    steps: int = 30,
-    guidance_scale: float | None = None,
-    eta: float = 0.0,
-    features: VGG | None = None,
-    measure: bool = False,
-    batch: int = 16,
-) -> tuple[Tensor, list[list[dict]]]:
-    """Pictures ``(N, 3, H, W)`` on the CPU, one for each seed, and the trace of every batch.
-
-    A picture depends on its own seed alone, not on the batch it is in. Without a prompt ``pipe`` is an unconditional
-    pipeline.
-    """
-    style_arguments = {"style_image": style, "guidance": guidance, "style_loss": style_loss, "features": features}
-    pictures, traces = [], []
-    for start in range(0, len(seeds), batch):
-        part = list(seeds[start : start + batch])
-        call = {"generator": [torch.Generator().manual_seed(seed) for seed in part], "output_type": "pt"}
-        call |= {"num_inference_steps": steps, "eta": eta, "measure": measure}
-        call |= style_arguments if style is not None and guidance is not None and guidance.is_on else {}
-        if prompt is None:
-            output = pipe(len(part), **call)
-        else:
-            output = pipe([prompt] * len(part), guidance_scale=guidance_scale, **call)
-        pictures.append(output.images.float().cpu())
-        traces.append(output.trace)
-    return torch.cat(pictures), traces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +118,7 @@ def evaluate(
 
 def _judged(drawn: dict, paintings: Sequence[str], seeds: list[int], judges: Judges, seconds: float) -> Evaluation:
     pictures, count = torch.cat(list(drawn.values())), len(seeds)
-    scores = [metrics.style_distances(pictures, PAINTINGS, network) for network in (judges.network, judges.second)]
+    scores = [metrics.style_distances(pictures, grams(PAINTINGS, network), network) for network in judges.networks]
     first, second = (dict(zip(drawn, rows.split(count), strict=True)) for rows in scores)
     agrees = {key: judges.agree(part, key[0]) for key, part in drawn.items()}
     found = Evaluation(seconds=seconds)

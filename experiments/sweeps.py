@@ -28,7 +28,7 @@ from ex4lib.statistics import STATISTICS
 from experiments import drawings
 
 #: What `drawings.judged` says of a picture and a table holds.
-SCORES = ("gram", "meanvar", "colour", "texture", "agrees", "score", "content")
+SCORES = ("style", "second", "nearest", "rank", "meanvar", "colour", "texture", "agrees", "score", "content")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +148,7 @@ def _rows(grid: Sweep, share: Sequence[tuple[int, Cell]]) -> Iterator[tuple[int,
     styles = {name: images.load(name, 256) for name in grid.styles}
     pipe = pipelines.stable_diffusion(grid.model)
     pipe.set_progress_bar_config(disable=True)
-    network, held_out = (
-        models.features(grid.network, precision="auto"),
-        models.features(models.JUDGES[models.profile()]),
-    )
-    judge = models.judge()
+    network, judges = models.features(grid.network, precision="auto"), drawings.Judges.default()
     scale = models.guidance_scale() if grid.guidance_scale is None else grid.guidance_scale
     call = {"steps": grid.steps, "guidance_scale": scale, "scheduler": grid.scheduler, "features": network}
     for number, cell in share:
@@ -162,6 +158,6 @@ def _rows(grid: Sweep, share: Sequence[tuple[int, Cell]]) -> Iterator[tuple[int,
             guidance = dataclasses.replace(PRESETS[grid.preset], scale=cell.style_scale)
             style = {"style": styles[cell.style], "style_loss": cell.style_loss, "guidance": guidance}
             run = drawings.drawn(pipe, cell.prompt, [cell.seed], **style, **call)
-        scores = drawings.judged(judge, held_out, run, styles[cell.style], prompt=cell.prompt, unguided=plain)
+        scores = drawings.judged(judges, run, cell.style, prompt=cell.prompt, unguided=plain)
         row = dataclasses.asdict(cell) | {name: scores[name][0] for name in SCORES}
         yield number, row | {"seconds": run.values["total_seconds"]}

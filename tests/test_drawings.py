@@ -10,7 +10,6 @@ from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
 from ex4lib.judge import Judge
 from experiments import drawings
-from experiments.store import Run
 from tests.random_models import random_network, save_ddpm, save_judge
 
 
@@ -43,26 +42,34 @@ def test_a_finished_run_is_not_drawn_again(pipe, monkeypatch):
     torch.testing.assert_close(drawings.drawn(pipe, None, [0], steps=2).pictures["0"], first.pictures["0"])
 
 
-def test_judgements_are_the_metrics(pipe, picture, vgg, tmp_path):
-    style = picture(40, 40, dtype=torch.float32)
-    run = drawings.drawn(pipe, None, [3, 1], steps=2)
-    found = drawings.judged(Judge(save_judge(tmp_path)), vgg, run, style, prompt="a cat", unguided=run)
-    pictures = drawings.stack(run)
+@pytest.fixture
+def judges(vgg, tmp_path):
+    return drawings.Judges(vgg, random_network("vgg16", seed=1).float(), Judge(save_judge(tmp_path)))
+
+
+def test_judgements_are_the_metrics(pipe, judges):
+    run, painting = drawings.drawn(pipe, None, [3, 1], steps=2), drawings.REPORT_PAINTINGS[1]
+    found = drawings.judged(judges, run, painting, prompt="a cat", unguided=run)
+    pictures, style = drawings.stack(run), drawings.style_named(painting)
     assert torch.equal(pictures[0], run.pictures["1"][0])  # by seed, not by order
+    for prefix, name, network in (("", "style", judges.network), ("second_", "second", judges.second)):
+        distances = metrics.style_distances(pictures, drawings.PAINTINGS, network)
+        column = drawings.PAINTINGS.index(painting)
+        again = metrics.specificity(distances, [column] * 2)
+        assert found[name] == pytest.approx(distances[:, column].tolist(), rel=1e-5)
+        assert found[f"{prefix}nearest"] == list(again.nearest) and found[f"{prefix}rank"] == list(again.ranks)
+        assert found[f"{prefix}first"] == [drawings.PAINTINGS[i] for i in distances.argmin(1).tolist()]
     for i in range(2):
-        expected = metrics.style_distance(vgg, pictures[i : i + 1], style)
-        assert found["gram"][i] == pytest.approx(expected, rel=1e-4)
-    assert found["content"] == [0, 0] and len(found["features"][0]) == 128
-    assert set(found["agrees"]) <= {0.0, 1.0}
+        expected = metrics.style_distance(judges.network, pictures[i : i + 1], style, statistic="meanvar")
+        assert found["meanvar"][i] == pytest.approx(expected, rel=1e-4)
+        assert found["colour"][i] == pytest.approx(metrics.colour_distance(pictures[i : i + 1], style), rel=1e-4)
+    assert found["content"] == [0, 0] and set(found["agrees"]) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("statistic", ["gram", "meanvar"])
-def test_style_distances_are_the_metric_by_seed(picture, vgg, statistic):
-    run = Run({}, {seed: picture(dtype=torch.float32) for seed in ("10", "2")})
-    style = picture(40, 40, dtype=torch.float32)
-    found = drawings.style_distances(vgg, run, style, statistic=statistic)
-    again = [metrics.style_distance(vgg, run.pictures[seed], style, statistic=statistic) for seed in ("2", "10")]
-    assert found == pytest.approx(again, rel=1e-5)
+def test_a_painting_that_does_not_ship_competes_with_those_that_do(pipe, judges):
+    run = drawings.drawn(pipe, None, [3], steps=2)
+    found = drawings.judged(judges, run, "look-mosaic")
+    assert 1 <= found["rank"][0] <= 9 and "agrees" not in found and "content" not in found
 
 
 def test_stylised_pictures_are_nearer_to_the_style(pipe, picture, vgg):

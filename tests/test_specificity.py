@@ -7,8 +7,9 @@ from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.judge import Judge
-from experiments import specificity
-from experiments.specificity import CAPTIONS, PAINTINGS, Evaluation, Setting
+from experiments import drawings, specificity
+from experiments.drawings import CAPTIONS, PAINTINGS
+from experiments.specificity import Evaluation, Setting
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 PROMPTS, STYLES = CAPTIONS[:2], ("hokusai-great-wave", "arcimboldo-spring")
@@ -21,7 +22,7 @@ def parts(tmp_path_factory):
     pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(folder / "sd")
     pipe.set_progress_bar_config(disable=True)
     network = random_network("vgg16").float()
-    judges = specificity.Judges(network, random_network("vgg16", seed=1).float(), Judge(save_judge(folder)))
+    judges = drawings.Judges(network, random_network("vgg16", seed=1).float(), Judge(save_judge(folder)))
     return pipe, {"judges": judges, "features": network}
 
 
@@ -36,8 +37,8 @@ def test_a_picture_depends_on_its_own_seed_alone(parts, picture):
     pipe, shared = parts
     call = {"style": picture(40, 40, dtype=torch.float32), "guidance": Guidance(0.2), "steps": 3}
     call |= {"features": shared["features"], "guidance_scale": 2.0}
-    together, traces = specificity.draw(pipe, "a cat", [5, 6, 7], batch=2, **call)
-    alone, _ = specificity.draw(pipe, "a cat", [6], **call)
+    together, traces = drawings.draw(pipe, "a cat", [5, 6, 7], batch=2, **call)
+    alone, _ = drawings.draw(pipe, "a cat", [6], **call)
     torch.testing.assert_close(together[1:2], alone, atol=2 / 255, rtol=0)
     assert [len(trace) for trace in traces] == [3, 3]
 

@@ -41,7 +41,7 @@ def test_rows_are_the_library_s_scores_and_a_second_sweep_draws_only_what_is_new
     grid = sweeps.Sweep(**GRID | {"prompts": ["a cat"], "styles": ["look-mosaic"], "model": tiny})
     rows = sweeps.sweep(grid)
     assert [(row["style_scale"], row["seed"]) for row in rows] == [(0, 0), (0, 1), (0.2, 0), (0.2, 1)]
-    assert rows[0]["content"] == 0 < rows[2]["content"] and rows[0]["gram"] > 0
+    assert rows[0]["content"] == 0 < rows[2]["content"] and rows[0]["style"] > 0
 
     counted, original = [], drawings.stored
     monkeypatch.setattr(
