@@ -40,7 +40,10 @@ def grey(pictures: Tensor) -> Tensor:
 def box(fields: Tensor, width: int) -> Tensor:
     """The mean over a square of `width` pixels (odd)."""
     half = width // 2
-    return F.avg_pool2d(F.pad(fields, (half,) * 4, mode="replicate"), width, 1) if half else fields
+    if not half:
+        return fields
+    rows = F.avg_pool2d(F.pad(fields, (0, 0, half, half), mode="replicate"), (width, 1), 1)
+    return F.avg_pool2d(F.pad(rows, (half, half, 0, 0), mode="replicate"), (1, width), 1)
 
 
 def blur(fields: Tensor, sigma: float) -> Tensor:
@@ -75,7 +78,7 @@ def positions(size: int, device) -> tuple[Tensor, Tensor]:
 
 def sample(fields: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The fields at positions in pixels, bilinear. x and y are (B, 1, H, W)."""
-    grid = torch.cat([x, y], 1).permute(0, 2, 3, 1) * (2 / fields.shape[-1]) - 1
+    grid = torch.stack([x[:, 0], y[:, 0]], -1) * (2 / fields.shape[-1]) - 1
     return F.grid_sample(fields, grid, padding_mode="border", align_corners=False)
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ex4lib.files import cache_dir
 
-from . import looks, networks
+from . import networks
 from .export import committed_weights, export
 from .pictures import draw_chunks, write_atomically
 from .recipe import Recipe
@@ -185,7 +185,7 @@ def _show(name: str, training: Training) -> None:
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, export, evaluate, looks")],
+    model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, export, evaluate")],
     minutes: Annotated[float, typer.Option(help="how long to train")] = 10,
     resume: Annotated[bool, typer.Option(help="go on from the checkpoint, else from the committed weights")] = False,
     steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
@@ -202,10 +202,6 @@ def main(
         for name in [only] if only else RECIPES:
             if checkpoint_path(name).exists():
                 export(name, torch.load(checkpoint_path(name), map_location="cpu", weights_only=True)["averaged"])
-    elif model == "looks":
-        for look in looks.SHIPPED:
-            picture, target = looks.in_look(look), looks.shipped_path(look)
-            write_atomically(target, lambda f, p=picture: p.save(f, "JPEG", quality=92, subsampling=0))
     elif model == "evaluate":
         from .evaluate import evaluate
 
@@ -213,7 +209,7 @@ def main(
     elif model in RECIPES:
         train(model, minutes, resume, lr_scale, fade, steps, compiled)
     else:
-        raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, export, evaluate, looks.")
+        raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, export, evaluate.")
 
 
 if __name__ == "__main__":

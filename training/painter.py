@@ -32,25 +32,26 @@ def palette(pictures: Tensor, strength: Tensor, generator: Generator) -> Tensor:
     number = len(pictures)
     amount = (0.35 + strength).clamp(0, 1)
     tone = pictures.mean((1, 2, 3), keepdim=True).clamp(0.05, 0.95)
-    aim = _mix(tone, uniform(0.1, 0.8, number, generator), amount * uniform(0, 1, number, generator) ** 0.4)
+    goal = uniform(0.04, 0.92, number, generator)
+    aim = _mix(tone, goal, (0.6 + strength).clamp(0, 1) * uniform(0.3, 1, number, generator) ** 0.5)
     gamma = (aim.log() / tone.log()).clamp(0.35, 3.2)
     toned = pictures.clamp_min(1e-3) ** gamma
     luminance = grey(toned)
     chroma = toned - luminance
     # Mostly a small turn of the hue, so that a red car stays red; any hue for a few.
     turn = normal((number, 1, 1, 1), generator) * 0.2 * amount
-    free = uniform(0, 1, number, generator) < 0.15
+    free = uniform(0, 1, number, generator) < 0.08
     turn = torch.where(free, uniform(-math.pi, math.pi, number, generator) * amount, turn)
     rolled = chroma.roll(1, 1) - chroma.roll(2, 1)
     chroma = chroma * turn.cos() + rolled * (turn.sin() / math.sqrt(3))
     saturation = log_uniform(0.15, 2.4, number, generator) ** amount
-    contrast = log_uniform(0.75, 1.6, number, generator) ** amount
+    contrast = log_uniform(0.75, 1.8, number, generator) ** amount
     middle = luminance.mean((2, 3), keepdim=True)
     recoloured = middle + (luminance - middle) * contrast + chroma * saturation
     warmth = normal((number, 1, 1, 1), generator)
     axis = torch.tensor([1.0, 0.25, -1.25], device=pictures.device).view(1, 3, 1, 1) * warmth
     white = 1.05 - uniform(0, 0.25, number, generator) + 0.08 * axis + 0.03 * normal((number, 3, 1, 1), generator)
-    black = uniform(-0.12, 0.14, number, generator) - 0.03 * axis + 0.05 * normal((number, 3, 1, 1), generator)
+    black = uniform(-0.07, 0.14, number, generator) - 0.03 * axis + 0.05 * normal((number, 3, 1, 1), generator)
     return _mix(recoloured, black + (white - black) * recoloured, amount).clamp(0, 1)
 
 
@@ -163,14 +164,14 @@ def hatch(pictures: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 def detail(pictures: Tensor, strength: Tensor, generator: Generator) -> Tensor:
     """Small irregular spots of light and dark in places, as leaves, crowds and flowers make."""
     number, size = len(pictures), pictures.shape[-1]
-    period = log_uniform(3, 14, number, generator)
+    period = log_uniform(3, 18, number, generator)
     spots = marks.band_noise(number, 3, size, period, generator, slope=0.7)
     spots = _mix(spots.mean(1, keepdim=True) * 1.7, spots, uniform(0, 0.7, number, generator))
     spots = torch.tanh(spots * uniform(0.5, 2, number, generator))
     share = uniform(-0.6, 0.8, number, generator)
     places = (marks.smooth_noise(number, 1, 6, size, generator) * 1.2 + share).clamp(0, 1)
     room = 0.4 + 2.4 * (pictures * (1 - pictures)).clamp_min(0)
-    return (pictures + spots * places * room * (0.03 + 0.32 * strength * uniform(0, 1, number, generator))).clamp(0, 1)
+    return (pictures + spots * places * room * (0.03 + 0.4 * strength * uniform(0, 1, number, generator))).clamp(0, 1)
 
 
 def grain(pictures: Tensor, strength: Tensor, generator: Generator) -> Tensor:
