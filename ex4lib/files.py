@@ -1,13 +1,15 @@
-"""Where figures are kept, files that are written whole or not at all, and the environment they were made in."""
+"""Folders for figures and caches, files that are written whole or not at all, hashes, installed packages."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
 import platform
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +30,19 @@ def picture_sha256(picture: Tensor) -> str:
     """SHA-256 of a batch's size and 8-bit levels."""
     levels = (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
     return hashlib.sha256(str(tuple(levels.shape)).encode() + levels.numpy().tobytes()).hexdigest()
+
+
+def optional(module: str, extra: str, package: str | None = None) -> ModuleType:
+    """Import a module of a package (``package`` on PyPI) that only an extra of ``pyproject.toml`` installs.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = package or module.split(".")[0]
+        raise ImportError(f'this needs the package {package}: run pip install "ex4lib[{extra}]"') from error
 
 
 def environment() -> dict[str, Any]:

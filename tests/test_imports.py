@@ -1,0 +1,55 @@
+"""What an import loads, what the package offers, and what a missing extra says."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import ex4lib
+from ex4lib import models
+from ex4lib.files import optional
+
+HEAVY = ("diffusers", "transformers", "matplotlib", "h5py", "skimage", "lpips", "scipy", "peft", "ipywidgets")
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import ex4lib", ("torch", "PIL", *HEAVY)),
+        ("import ex4lib.transfer", HEAVY),
+        ("from ex4lib import stylize, invert, synthesize, load, save, models", HEAVY),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(statement, absent):
+    code = f"import sys; {statement}; print([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ex4lib.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(ex4lib, name) is not None
+    assert name in dir(ex4lib)
+
+
+def test_a_public_name_is_what_its_module_holds():
+    assert ex4lib.stylize is importlib.import_module("ex4lib.transfer").stylize
+    with pytest.raises(AttributeError, match="has no attribute 'stilize'"):
+        _ = ex4lib.stilize
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "package"), [("h5py", "mini", "h5py"), ("skimage.metrics", "metrics", "scikit-image")]
+)
+def test_a_missing_package_is_one_sentence(monkeypatch, module, extra, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as caught:
+        optional(module, extra, package)
+    assert str(caught.value) == f'this needs the package {package}: run pip install "ex4lib[{extra}]"'
+
+
+def test_the_offline_network_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r'needs the package h5py: run pip install "ex4lib\[mini\]"'):
+        models.features("vgg16-hed")
