@@ -1,78 +1,310 @@
-"""Methods against each other: what their pictures score on average, how sure that is, and the curves between scores."""
+"""Comparisons A and B of the exercise: ways to make a picture, tables of judged pictures, and differences between ways.
+
+A way is guidance, style transfer of the unguided picture, words in the prompt, or a mixture; a table holds one row for
+every picture that a way makes of prompts × paintings × seeds. Differences are taken between pictures of the same
+prompt, painting and seed, and their intervals resample prompts, paintings and seeds (`metrics.interval`).
+``python -m experiments.comparisons`` computes all runs of notebooks 05 and 06 that are compared, on the GPU if there is
+one, and keeps them in the store.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from ex4lib.metrics import kernel_distance
-from experiments.drawings import interval
+from ex4lib import metrics, models
+from ex4lib.diffusion import pipelines
+from ex4lib.diffusion.guidance import Guidance
+from ex4lib.features import VGG
+from ex4lib.metrics import Interval
+from experiments import drawings
+from experiments.drawings import CHOICE_PAINTINGS, PAINTINGS, REPORT_PAINTINGS, REPORT_PROMPTS, Judges
+from experiments.store import Run
 
-#: The scores of `drawings.judged`, and KID, as tables and axes name them.
+#: Columns of a table that hold numbers, as tables and axes name them.
 MEASURES = {
-    "gram": "Gram distance",
+    "nearest": "intended painting nearest",
+    "rank": "rank of the painting",
+    "style": "style distance",
+    "second_nearest": "nearest, second judge",
     "meanvar": "MeanVar distance",
     "colour": "colour distance",
     "texture": "texture distance",
     "agrees": "prompt agreement",
     "content": "content error",
-    "kid": "KID × 1000",
 }
+#: Comparison B: what is put behind the prompt to name the style of a painting. The last is a word that the embedded
+#: model has never met.
+WORDS = {
+    "van-gogh-village-street-in-auvers": ", oil painting",
+    "hokusai-great-wave": ", woodblock print",
+    "kandinsky-composition-viii": ", abstract painting",
+}
+LOSSES = {"gram": "Gram", "meanvar": "MeanVar"}
+
+Table = dict[str, list]
 
 
-def summary(
-    rows: Sequence[Mapping[str, list]], reference: Sequence[Sequence[float]]
-) -> dict[str, tuple[float, float, float]]:
-    """Mean and 95 % interval of every measure over all pictures of several judged runs.
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a picture is made: guided or not, with words or not, transferred afterwards or not."""
 
-    KID is the squared maximum mean discrepancy of the pictures' features to ``reference``, times 1000; features are
-    taken times √D, without which the kernel of unit vectors is all but linear and sees means alone. Its interval is
-    1.96 jackknife standard errors wide on each side, leaving out one of the pictures at a time (a bootstrap would
-    repeat pictures, which the kernel of a picture with itself pays for).
+    guidance: Guidance | None = None
+    style_loss: str = "gram"
+    words: bool = False
+    transfer_weight: float | None = None
 
-    Arguments:
-        rows: what `drawings.judged` returned, a mapping for each run.
-        reference: features (unit vectors) of pictures that nobody guided, of other seeds than the rows'.
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A way, and of what it makes pictures."""
+
+    way: Way
+    prompts: Sequence[str]
+    paintings: Sequence[str]
+    seeds: Sequence[int]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures are made; those that do not depend on the painting are made once."""
+        free = self.way.guidance is None and self.way.transfer_weight is None and not self.way.words
+        return len(self.prompts) * (1 if free else len(self.paintings)) * len(self.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Who draws and who judges, and how long."""
+
+    pipe: object
+    features: VGG
+    judges: Judges
+    steps: int = 30
+    guidance_scale: float = 4.0
+    evaluations: int = 60
+    size: int = 128
+
+    @classmethod
+    def default(cls, device: torch.device | str | None = None) -> Study:
+        """The profile's models and budgets."""
+        device = models.device() if device is None else torch.device(device)
+        pipe = pipelines.stable_diffusion().to(device)
+        pipe.set_progress_bar_config(disable=True)
+        features = models.features(precision="auto", where=device)
+        steps, evaluations, size = models.budget(fast=(2, 2, 64), mini=(30, 60, 128), full=(50, 300, 512))
+        return cls(pipe, features, Judges.default(device), steps, models.guidance_scale(), evaluations, size)
+
+    def pictures(self, way: Way, prompt: str, painting: str, seeds: Sequence[int]) -> Run:
+        """Pictures of a prompt by seed, made in a way."""
+        style = drawings.style_named(painting)
+        if way.transfer_weight is not None:
+            before = self.pictures(dataclasses.replace(way, transfer_weight=None), prompt, painting, seeds)
+            options = {"evaluations": self.evaluations, "size": self.size, "style_weight": way.transfer_weight}
+            return drawings.stylised(self.features, before, style, style_loss=way.style_loss, **options)
+        return drawings.drawn(
+            self.pipe,
+            prompt + WORDS[painting] if way.words else prompt,
+            list(seeds),
+            style=style if way.guidance else None,
+            style_loss=way.style_loss,
+            guidance=way.guidance,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            features=self.features,
+        )
+
+    def table(self, condition: Condition) -> Table:
+        """A row for each picture: prompt, painting, seed, and the numbers of `drawings.judged`."""
+        rows: Table = {"prompt": [], "painting": [], "seed": []}
+        for prompt in condition.prompts:
+            for painting in condition.paintings:
+                run = self.pictures(condition.way, prompt, painting, condition.seeds)
+                unguided = self.pictures(Way(), prompt, painting, condition.seeds)
+                scores = drawings.judged(self.judges, run, painting, prompt=prompt, unguided=unguided)
+                seeds = sorted(condition.seeds)  # the order of `drawings.stack`
+                own = {"prompt": [prompt] * len(seeds), "painting": [painting] * len(seeds), "seed": seeds}
+                for name, values in (own | scores).items():
+                    rows.setdefault(name, []).extend(values)
+        return rows
+
+
+def conditions() -> dict[str, Condition]:
+    """Every condition of comparisons A and B, and of the confusion matrix, by name.
+
+    Strengths other than the default, and style transfer, which is slow, are computed for fewer seeds.
     """
-    pooled = {name: [x for row in rows for x in row[name]] for name in MEASURES if name in rows[0]}
-    found = {name: interval(values) for name, values in pooled.items()}
-    own, other = torch.tensor([x for row in rows for x in row["features"]]), torch.tensor(reference)
-    own, other = own * own.shape[1] ** 0.5, other * other.shape[1] ** 0.5
-    kid = kernel_distance(own, other)
-    without = [kernel_distance(torch.cat([own[:i], own[i + 1 :]]), other) for i in range(len(own))]
-    reach = 1.96 * np.sqrt(len(own) - 1) * np.std(without)
-    return found | {"kid": tuple(float(1000 * x) for x in (kid, kid - reach, kid + reach))}
-
-
-def table(summaries: Mapping[str, Mapping[str, Sequence[float]]], measures: Mapping[str, str] | None = None) -> str:
-    """Rows by method, columns by measure (default `MEASURES`): mean and interval as text."""
-    measures = MEASURES if measures is None else measures
-    columns = [name for name in measures if all(name in row for row in summaries.values())]
-    rows = [["", *(measures[name] for name in columns)]]
-    for label, row in summaries.items():
-        rows.append([label, *("{:.3f} ({:.3f}, {:.3f})".format(*row[name]) for name in columns)])
-    first, *widths = (max(map(len, cells)) for cells in zip(*rows, strict=True))
-    return "\n".join(
-        f"{label:{first}}" + "".join(f"{cell:>{width + 3}}" for cell, width in zip(cells, widths, strict=True))
-        for label, *cells in rows
+    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(8, 3, 2), full=(8, 4, 2))
+    many, some, few = (list(range(n)) if isinstance(n, int) else n for n in (many, some, few))
+    prompts, paintings = models.budget(
+        fast=(REPORT_PROMPTS[:1], REPORT_PAINTINGS[:3]),
+        mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
+        full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
+    scale = Guidance().scale
+    found = {"unguided": Condition(Way(), prompts, paintings, many)}
+    for loss, label in LOSSES.items():
+        for factor, seeds in ((1, many), (0.5, few), (2, few)):
+            guidance = dataclasses.replace(Guidance(), scale=factor * scale)
+            name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
+            found[name] = Condition(Way(guidance, loss), prompts, paintings, seeds)
+        for weight, seeds in ((1.0, some), (0.3, few), (0.1, few)):
+            name = f"transfer, {label}" + ("" if weight == 1 else f", weight {weight:g}")
+            found[name] = Condition(Way(style_loss=loss, transfer_weight=weight), prompts, paintings, seeds)
+    named = [painting for painting in WORDS if painting in paintings]
+    found["words"] = Condition(Way(words=True), prompts, named, many)
+    found["both"] = Condition(Way(Guidance(), words=True), prompts, named, many)
+    found["other paintings"] = Condition(Way(Guidance()), prompts, CHOICE_PAINTINGS, few)
+    return found
 
 
-def trade_offs(
-    curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], pairs: Sequence[tuple[str, str]]
-) -> list[dict]:
-    """Parts for `figures.panels`: for each pair of measures a curve a method, a point a strength, with intervals.
+def curve(name: str, tables: Mapping[str, Table]) -> list[Table]:
+    """The tables of one method along its strengths: those whose names begin with ``name``."""
+    return [table for label, table in tables.items() if label == name or label.startswith(f"{name}, ")]
 
-    Distances of style, which fall by factors, have logarithmic axes.
+
+def select(table: Table, **accepted) -> Table:
+    """The rows whose columns hold one of the accepted values, e.g. ``painting=["hokusai-great-wave"]``."""
+    rows = [i for i in range(len(table["seed"])) if all(table[name][i] in values for name, values in accepted.items())]
+    return {name: [values[i] for i in rows] for name, values in table.items()}
+
+
+def clusters(table: Table) -> dict[str, list]:
+    """The labels of a table's rows, as `metrics.interval` takes them."""
+    return {name: table[name] for name in ("prompt", "painting", "seed")}
+
+
+def mean(table: Table, measure: str) -> Interval:
+    """Mean of a measure with its interval over prompts, paintings and seeds."""
+    return metrics.interval(table[measure], clusters(table))
+
+
+def paired(*tables: Table) -> list[Table]:
+    """The rows of tables that all of them have, in one order."""
+    places = [{key: i for i, key in enumerate(zip(*clusters(table).values(), strict=True))} for table in tables]
+    shared = [key for key in places[0] if all(key in place for place in places)]
+    if not shared:
+        raise ValueError("the tables have no picture of the same prompt, painting and seed")
+    return [
+        {name: [values[place[key]] for key in shared] for name, values in table.items()}
+        for table, place in zip(tables, places, strict=True)
+    ]
+
+
+def difference(first: Table, second: Table, measure: str) -> Interval:
+    """Mean of ``first - second`` over the pictures that both have."""
+    a, b = paired(first, second)
+    return metrics.interval(np.subtract(a[measure], b[measure]), clusters(a))
+
+
+def removed(table: Table, unguided: Table, measure: str) -> Interval:
+    """The share of a distance that a way removes: 1 - mean(way) / mean(unguided), over the pictures that both have."""
+    own, before = paired(table, unguided)
+    weights = metrics.cluster_weights(clusters(own))
+    shares = 1 - (weights @ np.asarray(own[measure])) / (weights @ np.asarray(before[measure]))
+    share = 1 - np.mean(own[measure]) / np.mean(before[measure])
+    return _interval(share, shares, own)
+
+
+def at_equal(target: Table, strengths: Sequence[Table], on: str, measure: str) -> Interval | None:
+    """``target`` minus another method at the strength where both have the same mean of ``on``.
+
+    The other method's mean of ``measure`` is interpolated linearly between its strengths. Over the pictures that all
+    tables have. None where no strength of the method reaches the target's mean of ``on``.
     """
+    target, *strengths = paired(target, *strengths)
+    x, y = (np.array([table[name] for table in strengths]) for name in (on, measure))
+    reached = x.mean(1).min() <= np.mean(target[on]) <= x.mean(1).max()
+    if not reached:
+        return None
+
+    own_x, own_y = np.array(target[on]), np.array(target[measure])
+
+    def gap(weights: np.ndarray) -> float:
+        places, heights = x @ weights, y @ weights
+        order = places.argsort()
+        return weights @ own_y - np.interp(weights @ own_x, places[order], heights[order])
+
+    rows = metrics.cluster_weights(clusters(target))
+    even = np.full(rows.shape[1], 1 / rows.shape[1])
+    return _interval(gap(even), np.array([gap(weights) for weights in rows]), target)
+
+
+def _interval(value: float, resampled: np.ndarray, table: Table) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    counts = {name: len(set(labels)) for name, labels in clusters(table).items()}
+    return Interval(float(value), float(low), float(high), len(table["seed"]), counts)
+
+
+def confusion(table: Table, first: str = "first") -> tuple[list[list[float]], list[str]]:
+    """Shares of pictures by intended painting (rows) and nearest painting (columns), and the paintings of the rows."""
+    rows = [name for name in PAINTINGS if name in table["painting"]]
+    pairs = list(zip(table["painting"], table[first], strict=True))
+    counts = [[pairs.count((row, column)) for column in PAINTINGS] for row in rows]
+    return [[count / sum(line) for count in line] for line in counts], rows
+
+
+def joined(*tables: Table) -> Table:
+    """The rows of several tables."""
+    return {name: [value for table in tables for value in table[name]] for name in tables[0]}
+
+
+def overview(tables: Mapping[str, Table], measures: Sequence[str] | None = None) -> str:
+    """A Markdown table of means with intervals, a row for each way; N counts pictures."""
+    names = [name for name in measures or MEASURES if all(name in table for table in tables.values())]
+    lines = ["| | N | " + " | ".join(MEASURES[name] for name in names) + " |", "|---" * (len(names) + 2) + "|"]
+    for label, table in tables.items():
+        cells = ["{:.2f} ({:.2f}, {:.2f})".format(*mean(table, name)) for name in names]
+        lines.append(f"| {label} | {len(table['seed'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def trade_offs(curves: Mapping[str, Sequence[Table]], pairs: Sequence[tuple[str, str]]) -> list[dict]:
+    """Parts for `figures.panels`: for each pair of measures a curve for each method, a point for each strength."""
     return [
         {
-            "series": {label: ([row[x] for row in rows], [row[y] for row in rows]) for label, rows in curves.items()},
-            "xlabel": MEASURES[x],
-            "ylabel": MEASURES[y],
-            "log": "x" if x in ("gram", "meanvar") else "",
+            "series": {
+                label: tuple([tuple(mean(table, name)) for table in tables] for name in pair)
+                for label, tables in ((label, sorted(tables, key=_style)) for label, tables in curves.items())
+            },
+            "xlabel": MEASURES[pair[0]],
+            "ylabel": MEASURES[pair[1]],
         }
-        for x, y in pairs
+        for pair in pairs
     ]
+
+
+def _style(table: Table) -> float:
+    return float(np.mean(table["style"]))
+
+
+#: Seconds of one picture on two CPU cores with the embedded models, for the table of what is computed.
+SECONDS = {"unguided": 0.5, "guided": 2.0, "transfer": 4.0}
+
+
+def plan() -> str:
+    """A Markdown table of what is computed: conditions, pictures, and about how many seconds."""
+    lines, total = ["| condition | pictures | seconds, about |", "|---|---|---|"], 0.0
+    for name, condition in conditions().items():
+        kind = "transfer" if condition.way.transfer_weight else "guided" if condition.way.guidance else "unguided"
+        seconds = condition.pictures * SECONDS[kind]
+        total += seconds
+        lines.append(f"| {name} | {condition.pictures} | {seconds:.0f} |")
+    return "\n".join([*lines, f"| all | | {total:.0f} |"])
+
+
+def compute_all(device: torch.device | str | None = None) -> dict[str, Table]:
+    """Draw and judge everything of `conditions`; what is in the store already is read from there."""
+    study, tables = Study.default(device), {}
+    for name, condition in conditions().items():
+        started = time.perf_counter()
+        tables[name] = study.table(condition)
+        print(f"{name}: {condition.pictures} pictures, {time.perf_counter() - started:.0f} s", flush=True)
+    return tables
+
+
+if __name__ == "__main__":
+    print(plan())
+    compute_all()

@@ -1,0 +1,45 @@
+"""Sentences with numbers from results, for the cells of notebooks: the text stays true when other models run."""
+
+from __future__ import annotations
+
+from IPython.display import Markdown
+
+from ex4lib.metrics import Interval
+
+
+def say(*sentences: str) -> Markdown:
+    """Sentences as one paragraph, which a notebook shows as text when it is the last line of a cell."""
+    return Markdown(" ".join(sentence.strip() for sentence in sentences if sentence))
+
+
+def percent(value: float | Interval) -> str:
+    """A share as a percentage, with its 95 % interval if it has one."""
+    if isinstance(value, Interval):
+        return f"{100 * value.mean:.0f} % ({100 * value.low:.0f} to {100 * value.high:.0f})"
+    return f"{100 * value:.0f} %"
+
+
+def number(value: float | Interval, digits: int = 2) -> str:
+    """A number, with its 95 % interval if it has one."""
+    if isinstance(value, Interval):
+        return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    return f"{value:.{digits}f}"
+
+
+def points(difference: Interval) -> str:
+    """A difference of shares in percentage points without its sign, with the interval of the signed difference."""
+    low, high = 100 * difference.low, 100 * difference.high
+    return f"{abs(100 * difference.mean):.0f} points (95 % interval of the difference {low:+.0f} to {high:+.0f})"
+
+
+def verdict(difference: Interval, above: str, below: str, neither: str) -> str:
+    """``above`` or ``below`` where the interval leaves 0 out on that side, else ``neither``."""
+    if difference.low > 0:
+        return above
+    return below if difference.high < 0 else neither
+
+
+def sample(interval: Interval) -> str:
+    """How many pictures a number rests on: "N = 160: 4 prompts, 5 paintings, 8 seeds"."""
+    parts = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in interval.clusters.items())
+    return f"N = {interval.count}" + (f": {parts}" if parts else "")
