@@ -158,14 +158,10 @@ def particles(
         drawn = _canvas(pipe, canvas, generators, seeds[0])
         of_rule, of_loop = split_options(loss, options)
         rule = RULES[loss](denoiser, pipe.scheduler, **of_rule)
-        try:
-            loop = distil(rule, drawn, denoiser.space, generator=generators[0], **of_loop)
-            run = _finished(loop, picture=None if canvas == "latents" else drawn.picture)
-            run.values["parameters"] = sum(each.numel() for each in drawn.parameters()) // len(seeds)
-            return run
-        finally:
-            if loss == "vsd":
-                rule.close()
+        loop = distil(rule, drawn, denoiser.space, generator=generators[0], **of_loop)
+        run = _finished(loop, picture=None if canvas == "latents" else drawn.picture)
+        run.values["parameters"] = sum(each.numel() for each in drawn.parameters()) // len(seeds)
+        return run
 
     config = {"prompts": prompts, "seeds": list(seeds), "loss": loss, "canvas": canvas}
     return stored("particles", config | told | options, compute, weights={"pipeline": pipeline_sha256(pipe)})

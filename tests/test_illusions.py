@@ -6,6 +6,7 @@ import torch
 
 from ex4lib.diffusion import illusions
 from ex4lib.diffusion.denoisers import Output, Pixels
+from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.illusions import (
     FLIP,
     IDENTITY,
@@ -17,7 +18,9 @@ from ex4lib.diffusion.illusions import (
     low_pass,
     patches,
 )
+from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.sampling import finish, sample
+from tests.random_models import save_pixel
 
 VIEWS = [IDENTITY, FLIP, ROTATION, NEGATION, INNER_CIRCLE, patches(4), patches(2, seed=3)]
 
@@ -114,3 +117,29 @@ def test_wrong_numbers_of_denoisers_and_views(scheduler, generator):
         Anagram([wish], [IDENTITY])
     with pytest.raises(ValueError, match="one view for each denoiser, got 1 and 2"):
         Anagram([wish, wish], [FLIP])
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        patches(0)
+    with pytest.raises(ValueError, match="sigma must be a finite number above 0"):
+        Hybrid(wish, wish, sigma=0)
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+@pytest.mark.parametrize("combine", [lambda pair: Anagram(pair, [IDENTITY, FLIP]), lambda pair: Hybrid(*pair)])
+def test_checkpointing_does_not_change_a_guided_illusion(combine, networks, tmp_path):
+    made = [pixel_model(str(save_pixel(tmp_path / str(i) / "model"))) for i in range(networks)]
+    ends = []
+    for checkpointing in (False, True):
+        both = combine([model.denoiser("a cat", guidance_scale=2.0) for model in (made[0], made[-1])])
+        loop = sample(
+            both, diffusers.DDIMScheduler(), made[0].noise(1, torch.Generator().manual_seed(0)), steps=2,
+            objective=lambda x: x.square().mean((1, 2, 3)), guidance=Guidance(0.5), checkpointing=checkpointing,
+        )  # fmt: skip
+        ends.append(finish(loop)[0].sample)
+        assert not any(model.unet.is_gradient_checkpointing for model in made)
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("size", [(64, 8), (8, 64), (1, 5), (3, 3)])
+def test_the_low_pass_takes_narrow_pictures(size):
+    flat = torch.full((1, 3, *size), 0.3)
+    torch.testing.assert_close(low_pass(flat), flat)

@@ -39,6 +39,30 @@ def test_prompts_guide_and_variance_is_split(model):
         torch.testing.assert_close(output.variance, bound.variance, atol=1e-5, rtol=1e-4)
 
 
+def test_negative_prompts_are_one_for_all_or_one_each(model):
+    x, prompts = model.noise(2, seeded()), ["a cat", "a dog"]
+    listed = model.denoiser(prompts, negative_prompt=["a tree", "a car"])(x, 500).prediction
+    for row, (prompt, negative) in enumerate(zip(prompts, ["a tree", "a car"], strict=True)):
+        alone = model.denoiser(prompt, negative_prompt=negative)(x[row : row + 1], 500).prediction
+        torch.testing.assert_close(listed[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+    one, same = (model.denoiser(prompts, negative_prompt=text).negative for text in ("a tree", ["a tree"] * 2))
+    torch.testing.assert_close(one, same)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.denoiser([]), "prompt must be a text or a list of texts"),
+        (lambda m: m.denoiser(["a", "b"], negative_prompt=["c"] * 3), "one or one per prompt, got 3 for 2"),
+        (lambda m: m.denoiser("a", guidance_scale=float("nan")), "guidance_scale must be a finite number, got nan"),
+        (lambda m: m.noise(0), "count must be at least 1, got 0"),
+    ],
+)
+def test_wrong_input_is_refused(call, message, model):
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
 @pytest.mark.parametrize("guidance", [None, Guidance(0.3), Guidance(1.0, "mean", "raw")])
 def test_the_courses_timesteps_give_a_picture(model, guidance):
     loop = sample(
@@ -75,6 +99,10 @@ def test_the_second_stage_is_the_stock_pipeline_between_0_and_1(first_stage, tmp
     torch.testing.assert_close(found, torch.from_numpy(expected).permute(0, 3, 1, 2), atol=0.02, rtol=0)  # 8 bits in
     with pytest.raises(ValueError, match="image must lie in"):
         second(2 * image - 1, "a cat")
+    with pytest.raises(ValueError, match="prompt must be one or one per picture, got 3 for 2"):
+        second(image, ["a cat"] * 3)
+    with pytest.raises(ValueError, match="noise_level must be at most 999, got 1000"):
+        second(image, "a cat", noise_level=1000)
 
 
 def test_the_mini_profile_has_no_second_stage(first_stage, monkeypatch):

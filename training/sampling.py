@@ -7,6 +7,10 @@ from PIL import Image
 from torchvision.utils import make_grid
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ex4lib import images
+from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels
+from ex4lib.diffusion.sampling import finish, sample
+
 from . import networks
 from .pictures import Pictures
 from .recipe import MODELS, to_tensor
@@ -25,17 +29,10 @@ GRID = [
 ]  # fmt: skip
 
 
-def to_picture(tensor: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] -> PIL."""
-    return Image.fromarray((tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
 def grid(pictures: torch.Tensor, columns: int = 8) -> Image.Image:
-    return to_picture(make_grid(pictures.float().cpu(), nrow=columns, padding=2, pad_value=1.0))
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """(B, 3, H, W) in [0, 1] -> one PIL picture."""
+    sheet = make_grid(pictures.float().cpu(), nrow=columns, padding=2, pad_value=1.0)
+    return images.to_pil(sheet.clamp(0, 1))
 
 
 @torch.inference_mode()
@@ -44,72 +41,69 @@ def reconstruct(vae: AutoencoderKL, x: torch.Tensor, batch: int = 32) -> torch.T
     return torch.cat([vae.decode(vae.encode(b).latent_dist.mean).sample.clamp(-1, 1) for b in x.split(batch)])
 
 
-def _prompts(tokenizer, encoder, prompts: list[str]) -> torch.Tensor:
-    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return encoder(tokens.to(encoder.device))[0]
-
-
-@torch.inference_mode()
-def draw(unet, scheduler, tokenizer, encoder, prompts: list[str], seed: int, batch: int = 32) -> torch.Tensor:
-    """DDIM with classifier-free guidance, eps = eps_u + w (eps_c - eps_u); the noise comes from the seed.
-
-    Returns x0 in the model's own space, (B, C, S, S).
-    """
-    g = torch.Generator().manual_seed(seed)
-    side, channels = unet.config.sample_size, unet.config.in_channels
-    noise = torch.randn(len(prompts), channels, side, side, generator=g)
-    fast = networks.native_bf16(unet.device)
-    done = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        said = _prompts(tokenizer, encoder, [""] * len(part) + part)
-        x = noise[start : start + batch].to(unet.device)
-        scheduler.set_timesteps(STEPS)
-        for t in scheduler.timesteps:
-            with torch.autocast(unet.device.type, torch.bfloat16, enabled=fast):
-                free, bound = unet(torch.cat([x, x]), t, said).sample.float().chunk(2)
-            x = scheduler.step(free + GUIDANCE * (bound - free), t, x).prev_sample
-        done.append(x.cpu())
-    return torch.cat(done)
-
-
 class Text:
-    """The committed text tower and its tokenizer."""
+    """The committed text encoder and its tokenizer."""
 
     def __init__(self, device: torch.device):
         self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "mini-sd" / "tokenizer")
         self.encoder = CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder").eval().to(device)
 
+    def encode(self, prompts: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.encoder(tokens.to(self.encoder.device))[0]
+
+
+class _Fast(torch.nn.Module):
+    """A U-Net that computes in bfloat16 where that is native, and answers in float32."""
+
+    dtype = torch.float32
+
+    def __init__(self, unet: torch.nn.Module):
+        super().__init__()
+        self.unet, self.native = unet, networks.native_bf16(unet.device)
+
+    def forward(self, *arguments, **options) -> tuple[torch.Tensor]:
+        with torch.autocast(self.unet.device.type, torch.bfloat16, enabled=self.native):
+            return (self.unet(*arguments, **options)[0].float(),)
+
+
+@torch.inference_mode()
+def draw(unet, scheduler, count: int, seed: int, *, steps: int = STEPS, text=None, prompts=(), batch=32):
+    """`count` samples by `ex4lib.diffusion.sampling`, with classifier-free guidance if there are prompts.
+
+    The noise comes from the seed. Returns x0 in the model's own space, (B, C, S, S), on the CPU.
+    """
+    side, channels = unet.config.sample_size, unet.config.in_channels
+    noise = torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    done = []
+    for start in range(0, count, batch):
+        x, options = noise[start : start + batch].to(unet.device), {}
+        if text is not None:
+            told = text.encode(list(prompts[start : start + batch]))
+            options = {"embeddings": told, "negative": text.encode([""] * len(told)), "guidance_scale": GUIDANCE}
+        step, _ = finish(sample(Denoiser(_Fast(unet), Pixels(), **options), scheduler, x, steps=steps))
+        done.append(step.sample.cpu())
+    return torch.cat(done)
+
 
 def draw_latent(unet, vae, prompts: list[str], seed: int = 0) -> torch.Tensor:
     """mini-sd pictures, (B, 3, 128, 128) in [0, 1]."""
     text = Text(unet.device)
-    z = draw(unet, latent_scheduler(), text.tokenizer, text.encoder, prompts, seed) / vae.config.scaling_factor
-    with torch.inference_mode():
-        x = torch.cat([vae.decode(b.to(vae.device)).sample.cpu() for b in z.split(16)])
-    return (x / 2 + 0.5).clamp(0, 1)
+    z = draw(unet, latent_scheduler(), len(prompts), seed, text=text, prompts=prompts)
+    return torch.cat([Latents(vae).render(part.to(vae.device)).cpu() for part in z.split(16)])
 
 
 def draw_pixels(unet, prompts: list[str], seed: int = 0) -> torch.Tensor:
     """mini-pixel pictures, (B, 3, S, S) in [0, 1]."""
-    text = Text(unet.device)
     scheduler = DDIMScheduler.from_config(pixel_scheduler().config)
-    return (draw(unet, scheduler, text.tokenizer, text.encoder, prompts, seed) / 2 + 0.5).clamp(0, 1)
+    x = draw(unet, scheduler, len(prompts), seed, text=Text(unet.device), prompts=prompts)
+    return Pixels().render(x)
 
 
 def draw_faces(unet, count: int, seed: int = 0) -> torch.Tensor:
     """mini-ddpm pictures by 100 DDIM steps, (B, 3, S, S) in [0, 1]."""
     scheduler = DDIMScheduler.from_config(face_scheduler().config)
-    scheduler.set_timesteps(100)
-    side = unet.config.sample_size
-    x = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(unet.device)
-    fast = networks.native_bf16(unet.device)
-    with torch.inference_mode():
-        for t in scheduler.timesteps:
-            with torch.autocast(unet.device.type, torch.bfloat16, enabled=fast):
-                noise = unet(x, t).sample.float()
-            x = scheduler.step(noise, t, x).prev_sample
-    return (x / 2 + 0.5).clamp(0, 1).cpu()
+    return Pixels().render(draw(unet, scheduler, count, seed, steps=100))
 
 
 def sample_grid(name: str, net: torch.nn.Module, recipe) -> Image.Image | None:

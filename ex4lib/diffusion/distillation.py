@@ -1,13 +1,14 @@
 """Score distillation: a picture, or anything that renders one, optimised by a diffusion model's score.
 
-θ are the parameters of a canvas, ``x0 = g(θ)`` the clean sample it renders. A rule of `scores` gives the gradient in
-x0; `distil` carries it on through g.
+θ are the parameters of a canvas and ``x0 = g(θ)`` is the clean sample it renders. A rule of `scores` gives the gradient
+in x0, and `distil` applies the chain rule through g.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -16,12 +17,18 @@ from diffusers import SchedulerMixin
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch import Tensor, nn
 
-from ex4lib import images
-from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD
+from ex4lib import checks, images
+from ex4lib.diffusion.sampling import is_due
+from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, descend, level
+from ex4lib.images import ImageSource
+from ex4lib.optimisation import PATIENCE
 
 
 class Rule(Protocol):
-    """The gradient in x0 ``(B, C, H, W)`` at a timestep; noise comes from the generator."""
+    """The gradient in x0 ``(B, C, H, W)`` at a timestep; noise comes from the generator.
+
+    A rule that is not defined everywhere has a property ``timesteps``, the range of those it accepts.
+    """
 
     scheduler: SchedulerMixin
 
@@ -33,26 +40,25 @@ class Canvas(nn.Module):
 
     def __init__(self, initial: Tensor):
         super().__init__()
-        self.sample = nn.Parameter(initial.detach().clone())
+        self.sample = nn.Parameter(checks.finite(initial, "initial").detach().clone())
 
     def forward(self) -> Tensor:
         return self.sample
 
 
 class CoordinateNetwork(nn.Module):
-    """θ are the weights of a network from places to values: Fourier features and an MLP, at any resolution.
+    """θ are the weights of a network from coordinates to values: Fourier features and an MLP.
 
     Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (2020), equation 5.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, features: int = 64, width: int = 128, scale: float = 4.0, seed=0
+        self, shape: tuple[int, int, int], *, features: int = 64, width: int = 128, scale: float = 4.0, seed: int = 0
     ):
         super().__init__()
-        channels, height, width_px = shape
-        draw = torch.Generator().manual_seed(seed)
-        self.register_buffer("frequencies", scale * torch.randn(2, features, generator=draw))
-        rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width_px)
+        draws = torch.Generator().manual_seed(checks.seed(seed))
+        self.register_buffer("frequencies", scale * torch.randn(2, features, generator=draws))
+        channels, rows, columns = shape[0], torch.linspace(-1, 1, shape[1]), torch.linspace(-1, 1, shape[2])
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
         angles = math.pi * grid.flatten(0, 1) @ self.frequencies
         self.register_buffer("encoded", torch.cat([angles.sin(), angles.cos()], 1))
@@ -72,16 +78,16 @@ class CoordinateNetwork(nn.Module):
 
 
 class Encoded(nn.Module):
-    """Pixels under a model of latents: ``x0 = E(tanh(p))``, E the encoder, p what a canvas of three channels renders.
+    """Pixels for a model of latents: ``x0 = E(tanh(p))`` with the encoder E and p from a canvas of three channels.
 
     Arguments:
         pixels: gives ``(B, 3, H, W)``, unbounded.
-        vae: the autoencoder; gradients pass its encoder, its weights are no parameters of the canvas.
+        vae: the autoencoder; gradients pass through its encoder, but its weights are not parameters of the canvas.
     """
 
     def __init__(self, pixels: nn.Module, vae: nn.Module):
         super().__init__()
-        self.pixels, self._vae = pixels, (vae,)  # in a tuple: unregistered
+        self.pixels, self._vae = pixels, (vae,)  # in a tuple, so that it is not a submodule
 
     def forward(self) -> Tensor:
         (vae,) = self._vae
@@ -90,25 +96,48 @@ class Encoded(nn.Module):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """The pixels themselves, ``(B, 3, H, W)`` in [0, 1]: no decoder tidies them."""
+        """The pixels themselves, ``(B, 3, H, W)`` in [0, 1], without a round trip through the decoder."""
         return self.pixels().tanh() / 2 + 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One update. ``gradient_rms`` is that of the rule in x0, ``loss`` the objective's ``(B,)`` if there is one."""
+    """One update.
+
+    ``clean`` is x0 after it and ``image`` the picture, decoded when it is read. ``gradient_rms`` is that of the rule in
+    x0, read from the device when it is asked for, and ``loss`` is the objective's ``(B,)`` if there is one. ``note``
+    says what went wrong, if anything did.
+    """
 
     index: int
     total: int
     timestep: int
-    gradient_rms: float
     loss: Tensor | None
     clean: Tensor
+    note: str
+    _gradient: Tensor = dataclasses.field(repr=False)
     _render: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
 
     @property
     def image(self) -> Tensor:
         return self._render(self.clean)
+
+    @property
+    def gradient_rms(self) -> float:
+        return self._gradient.square().mean().sqrt().item()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The checked arguments of `distil`; ``timesteps`` is the range that t is drawn from."""
+
+    steps: int
+    learning_rate: float
+    warm_up: int
+    timesteps: range
+    objective: Callable[[Tensor], Tensor] | None
+    objective_weight: float
+    generator: torch.Generator | None
 
 
 def distil(
@@ -126,82 +155,117 @@ def distil(
 ) -> Iterator[Step]:
     """Optimise what a canvas renders; yields a `Step` after each update.
 
-    The loss is ``½ ‖x0 - (x0 - gradient).detach()‖²``, whose gradient in x0 is the rule's. AdamW without decay, its
-    rate on a cosine of 1.5 × ``steps`` after ``warm_up``, as in the KAIST assignment.
+    The loss is ``½ ‖x0 - (x0 - gradient).detach()‖²``, whose gradient in x0 is the rule's. AdamW without weight decay;
+    its learning rate follows a cosine over 1.5 × ``steps`` after ``warm_up``, as in the KAIST assignment.
+
+    An update that is not finite is taken back, and the learning rate is halved, with a warning and a ``note``; after
+    `PATIENCE` such updates in a row the loop ends. Accelerators report it at every tenth update only.
 
     Arguments:
         canvas: a module that takes nothing and gives x0 ``(B, C, H, W)``.
-        space: `denoisers.Pixels` or `denoisers.Latents`, to look at x0 and for the objective.
-        t_range: timesteps are drawn between these fractions of all.
+        space: `denoisers.Pixels` or `denoisers.Latents`, for pictures of x0 and for the objective.
+        t_range: timesteps are drawn between these fractions of all of them. Where the rule divides by 0, as PDS does
+            at its first timesteps, the range is limited, with a warning.
         objective: images -> losses ``(B,)``, added with ``objective_weight``: style-guided distillation.
 
     Raises:
-        ValueError: no steps, or a range of timesteps that is empty.
+        ValueError: a number outside its range, or no timestep that the rule accepts; during the loop, a first update
+            that is not finite.
     """
     count = rule.scheduler.config.num_train_timesteps
-    low, high = int(t_range[0] * count), min(int(t_range[1] * count), count - 1)
-    if steps < 1 or not 0 <= low <= high:
-        raise ValueError(f"steps must be at least 1 and t_range rising within [0, 1], got {steps} and {t_range}")
-    return _updates(
-        rule, canvas, space, steps, learning_rate, warm_up, (low, high), objective, objective_weight, generator
+    low, high = (min(int(share * count), count - 1) for share in checks.interval(t_range, "t_range"))
+    level(rule.scheduler, high)
+    accepted = getattr(rule, "timesteps", range(count))
+    drawn = range(max(low, accepted.start), min(high + 1, accepted.stop))
+    if not drawn:
+        raise ValueError(f"t_range must hold a timestep from {accepted.start} to {accepted.stop - 1}, got {t_range}")
+    if drawn != range(low, high + 1):
+        limits = f"timesteps {drawn.start} to {drawn.stop - 1}, at which {type(rule).__name__} is finite"
+        warnings.warn(f"t_range {t_range} is limited to {limits}", RuntimeWarning, stacklevel=2)
+    plan = _Plan(
+        checks.integer(steps, "steps", low=1),
+        checks.number(learning_rate, "learning_rate", low=0),
+        checks.integer(warm_up, "warm_up", low=0),
+        drawn,
+        objective,
+        checks.number(objective_weight, "objective_weight"),
+        generator,
     )
+    return _updates(rule, canvas, space, plan)
 
 
-def _updates(rule, canvas, space, steps, rate, warm_up, between, objective, weight, generator) -> Iterator[Step]:
-    optimiser = torch.optim.AdamW(canvas.parameters(), lr=rate, weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimiser, warm_up, int(1.5 * steps))
-    where = generator.device if generator is not None else "cpu"
-    for index in range(steps):
-        t = int(torch.randint(between[0], between[1] + 1, (), generator=generator, device=where))
+def _updates(rule: Rule, canvas: nn.Module, space, plan: _Plan) -> Iterator[Step]:
+    parameters = list(canvas.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.0, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimiser, plan.warm_up, int(1.5 * plan.steps))
+    pending, failures, successes = [], 0, 0  # pending: results of updates that are still on the device
+    with torch.enable_grad():
+        clean = canvas()
+    for index in range(plan.steps):
+        t, gradient, loss, gradients = _gradients(rule, parameters, clean, space, plan)
+        pending.append(descend(optimiser, parameters, gradients))
+        schedule.step()
         with torch.enable_grad():
             clean = canvas()
-            gradient = rule.gradient(clean.detach(), t, generator)
-            loss = 0.5 * (clean - (clean - gradient).detach()).square().sum()
-            value = None
-            if objective is not None:
-                value = objective(space.decode(clean))
-                loss = loss + weight * value.sum()
-            gradients = torch.autograd.grad(loss, list(canvas.parameters()))
-        for parameter, own in zip(canvas.parameters(), gradients, strict=True):
-            parameter.grad = own
-        optimiser.step()
-        schedule.step()
-        with torch.no_grad():
-            clean = canvas().detach().clone()
-        rms = gradient.square().mean().sqrt().item()
-        yield Step(index, steps, t, rms, None if value is None else value.detach(), clean, space.render)
+        note = ""
+        if is_due(clean.device, index, plan.steps):
+            results, pending = torch.stack(pending).tolist(), []
+            successes += sum(results)
+            if not successes:
+                raise ValueError(f"the gradient is not finite at the first update (timestep {t})")
+            failures = failures + len(results) if not any(results) else results[::-1].index(True)
+            if lost := results.count(False):
+                schedule.base_lrs = [rate / 2**lost for rate in schedule.base_lrs]
+                note = f"update {index + 1}: {lost} updates were not finite and were taken back; half the learning rate"
+                warnings.warn(note, RuntimeWarning, stacklevel=2)
+        yield Step(index, plan.steps, t, loss, clean.detach().clone(), note, gradient, space.render)
+        if failures >= PATIENCE:
+            return
+
+
+def _gradients(rule: Rule, parameters: list[Tensor], clean: Tensor, space, plan: _Plan) -> tuple:
+    """The timestep, the rule's gradient in x0, the objective's losses or None, and the gradients of the parameters."""
+    device = plan.generator.device if plan.generator is not None else "cpu"
+    first, stop = plan.timesteps.start, plan.timesteps.stop
+    t = int(torch.randint(first, stop, (), generator=plan.generator, device=device))
+    gradient, value = rule.gradient(clean.detach(), t, plan.generator), None
+    with torch.enable_grad():
+        loss = 0.5 * (clean - (clean - gradient).detach()).square().sum()
+        if plan.objective is not None:
+            value = plan.objective(space.decode(clean))
+            loss = loss + plan.objective_weight * value.sum()
+        gradients = torch.autograd.grad(loss, parameters)
+    return t, gradient, None if value is None else value.detach(), gradients
 
 
 RULES = {"sds": SDS, "vsd": VSD, "pds": PDS, "dds": DDS}
-#: The KAIST assignment's classifier-free guidance and number of updates, by loss; DDS is not in it and takes PDS's.
+#: The KAIST assignment's classifier-free guidance and number of updates, by loss; DDS, which it lacks, uses PDS's.
 ASSIGNMENT = {"sds": (25.0, 500), "vsd": (7.5, 500), "pds": (7.5, 200), "dds": (7.5, 200)}
 
 
 def check_request(loss: str, has_source: bool, has_edit: bool) -> None:
-    """Say in one sentence what a loss lacks, or has too much.
+    """Raise an error if a loss lacks a source or an edit, or has one that it does not use.
 
     Raises:
         ValueError: an unknown loss; an edit without a source or a source without an edit; a drawing with either.
     """
-    if loss not in ASSIGNMENT:
-        raise ValueError(f"loss must be one of {', '.join(ASSIGNMENT)}, got {loss!r}")
-    edits = loss in ("pds", "dds")
+    edits = checks.choice(loss, "loss", ASSIGNMENT) in ("pds", "dds")
     if edits and not (has_source and has_edit):
-        raise ValueError(f"{loss} needs a source and prompts for it and for what is to be made of it")
+        raise ValueError(f"{loss} needs a source, a prompt for the source and a prompt for the edit")
     if not edits and (has_source or has_edit):
         raise ValueError(f"{loss} draws from noise and takes no source or edit")
 
 
 def distil_prompt(
     pipe,
-    prompt: str,
+    prompt: str | list[str],
     *,
     loss: str = "sds",
-    source: Tensor | None = None,
-    source_prompt: str | None = None,
+    source: ImageSource | None = None,
+    source_prompt: str | list[str] | None = None,
     guidance_scale: float | None = None,
     steps: int | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | list[str] = "",
     seed: int = 0,
     **options,
 ) -> Iterator[Step]:
@@ -209,32 +273,39 @@ def distil_prompt(
 
     Arguments:
         pipe: a `StyleGuidedStableDiffusionPipeline`.
+        prompt: one, or several for a batch.
         loss: ``"sds"`` or ``"vsd"`` from latents of noise; ``"pds"`` or ``"dds"`` from the encoded source.
-        source: ``(1, 3, H, W)`` in [0, 1], and ``source_prompt``, what it shows.
+        source: a picture, or a batch ``(B, 3, H, W)``; ``source_prompt`` describes it.
         guidance_scale, steps: default `ASSIGNMENT`.
         options: of the rule (``weight``, ``form``, ``stride``, ``rank``, ``adapter_learning_rate``) and of `distil`.
 
     Raises:
-        ValueError: an unknown loss; an edit without source or its prompt, or a drawing with them.
+        ValueError: an unknown loss; an edit without source or its prompt, or a drawing with them; numbers outside their
+            range, or as many prompts as do not fit the sources.
     """
     check_request(loss, source is not None, source_prompt is not None)
     scale, count = ASSIGNMENT[loss]
-    edits = source is not None
-    told = {"negative_prompt": negative_prompt, "guidance_scale": scale if guidance_scale is None else guidance_scale}
-    of_rule, options = split_options(loss, options)
-    generator = torch.Generator().manual_seed(seed)
-    denoiser = pipe.denoiser(prompt, **told)
-    if edits:
-        start = denoiser.space.encode(_fitting(source, pipe)).float()  # bfloat16 would round AdamW's steps away
-        before = pipe.denoiser(source_prompt, **told)
-        rule = RULES[loss](denoiser, before, start, pipe.scheduler, **of_rule)
+    scale = scale if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
+    prompts, of_rule, options = checks.prompts(prompt), *split_options(loss, options)
+    generator = torch.Generator().manual_seed(checks.seed(seed))
+    conditions = {"negative_prompt": negative_prompt, "guidance_scale": scale}
+    if source is not None:
+        pictures, described = _fitting(source, pipe), checks.prompts(source_prompt, "source_prompt")
+        if not len(pictures) == len(prompts) == len(described):
+            raise ValueError(
+                f"prompt and source_prompt must be one for each source, got {len(prompts)} and {len(described)} for "
+                f"{len(pictures)}"
+            )
+    denoiser = pipe.denoiser(prompts, **conditions)
+    if source is not None:
+        start = denoiser.space.encode(pictures).float()  # bfloat16 would round AdamW's steps away
+        rule = RULES[loss](denoiser, pipe.denoiser(described, **conditions), start, pipe.scheduler, **of_rule)
     else:
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        start = torch.randn(1, channels, side, side, generator=generator).to(pipe.device)
+        start = torch.randn(len(prompts), channels, side, side, generator=generator).to(pipe.device)
         rule = RULES[loss](denoiser, pipe.scheduler, **of_rule)
-    return _closing(
-        rule, distil(rule, Canvas(start), denoiser.space, steps=steps or count, generator=generator, **options)
-    )
+    steps = count if steps is None else steps
+    return distil(rule, Canvas(start), denoiser.space, steps=steps, generator=generator, **options)
 
 
 def split_options(loss: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -244,16 +315,7 @@ def split_options(loss: str, options: Mapping[str, Any]) -> tuple[dict[str, Any]
     return of_rule, {name: value for name, value in options.items() if name not in known}
 
 
-def _fitting(source: Tensor, pipe) -> Tensor:
+def _fitting(source: ImageSource, pipe) -> Tensor:
     """The source's central square at the size the pipeline draws."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return images.resize(images.crop_square(images.check(source, "source")), side).to(pipe.device)
-
-
-def _closing(rule, steps: Iterator[Step]) -> Iterator[Step]:
-    """The steps; afterwards, or when the loop is abandoned, a rule's adapter is taken away."""
-    try:
-        yield from steps
-    finally:
-        if hasattr(rule, "close"):
-            rule.close()
+    return images.resize(images.crop_square(images.picture(source, "source")), side).to(pipe.device)

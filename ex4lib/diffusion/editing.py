@@ -1,6 +1,6 @@
 """Editing pictures by noising and denoising them: SDEdit and inpainting.
 
-Each returns the generator of `sampling.sample`, so that a style may guide it: its ``objective=`` and ``guidance=``.
+Both return the generator of `sampling.sample`, so that a style can guide them with its ``objective`` and ``guidance``.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from diffusers import SchedulerMixin
+import torch.nn.functional as F
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ex4lib import images
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser
-from ex4lib.diffusion.sampling import Step, sample
-from ex4lib.images import check
+from ex4lib.diffusion.sampling import Step, begin, sample
+from ex4lib.images import ImageSource
 
 
 def noised(
     denoiser: Denoiser,
     scheduler: SchedulerMixin,
-    image: Tensor,
+    image: ImageSource,
     *,
     steps: int | Sequence[int],
     start: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The sample of ``image`` at the noise level of timestep number ``start``: ``x = a·x0 + b·ε``."""
-    timed = schedulers.timed(scheduler, steps)
-    if not 0 <= start < len(timed.timesteps):
-        raise ValueError(f"start must be between 0 and {len(timed.timesteps) - 1}, got {start}")
-    clean = denoiser.space.encode(check(image, "image"))
+    _, clean = _encoded(denoiser, image)
+    timed, start = begin(scheduler, steps, start, clean.device)
     noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
     return schedulers.levels(timed)[start].diffuse(clean, noise)
 
@@ -40,20 +40,23 @@ def noised(
 def edit(
     denoiser: Denoiser,
     scheduler: SchedulerMixin,
-    image: Tensor,
+    image: ImageSource,
     *,
     start: int,
     steps: int | Sequence[int] = 50,
     generator: torch.Generator | None = None,
     **options,
 ) -> Iterator[Step]:
-    """SDEdit: noise an image to timestep number ``start`` and denoise it from there; the later, the closer to it.
+    """SDEdit: noise an image to timestep number ``start`` and denoise it. A later start keeps more of the image.
 
     Arguments:
-        image: ``(B, 3, H, W)`` in [0, 1], of the denoiser's size.
+        image: a picture, or a batch ``(B, 3, H, W)`` with one for each of the denoiser's prompts.
         options: of `sampling.sample`.
 
     Source: Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations" (2022).
+
+    Raises:
+        ValueError: as `sampling.sample`; an image whose sides the network cannot draw.
     """
     x = noised(denoiser, scheduler, image, steps=steps, start=start, generator=generator)
     return sample(denoiser, scheduler, x, steps=steps, start=start, generator=generator, **options)
@@ -62,72 +65,91 @@ def edit(
 def inpaint(
     denoiser: Denoiser,
     scheduler: SchedulerMixin,
-    image: Tensor,
-    mask: Tensor,
+    image: ImageSource,
+    mask: ImageSource,
     *,
     steps: int | Sequence[int] = 50,
     start: int = 0,
     generator: torch.Generator | None = None,
     **options,
 ) -> Iterator[Step]:
-    """Draw anew where ``mask`` is 1 and keep the rest: ``x <- m·x + (1-m)·noised(image)`` after every step.
+    """Draw the masked part of an image anew and keep the rest: ``x <- m·x + (1-m)·noised(image)`` after every step.
 
-    The known part is noised, afresh each time, to the level that the step has reached; after the last step it is the
-    image itself. `Step.image` and `Step.sample_image` show the original pixels there, bit for bit. ``repeats=10`` of
-    `sampling.sample` is RePaint's resampling, which lets the two parts grow together.
+    The known part is noised to the level that the step has reached, with new noise each time; after the last step it
+    is the image itself. `Step.image` and `Step.sample_image` hold the original pixels there, bit for bit and in any
+    precision of the network. ``repeats=10`` of `sampling.sample` is RePaint's resampling, which fits the two parts to
+    each other.
 
     Arguments:
-        image: ``(B, 3, H, W)`` in [0, 1], of the denoiser's size, one for each of its prompts.
-        mask: ``(1, 1, H, W)``, 1 is drawn anew. Samples at a lower resolution use its average pooling, rounded.
+        image: a picture, or a batch ``(B, 3, H, W)`` with one for each of the denoiser's prompts.
+        mask: of the image's size, in any form that `images.mask` reads; above one half is drawn anew. Latents use its
+            average over the pixels of each cell.
         start: timestep number to begin with; above 0 the masked part begins from the noised image, as in SDEdit.
 
     Source: CS180 project 5, 1.7.2; Lugmayr et al., "RePaint" (2022), algorithm 1.
 
     Raises:
-        ValueError: a mask of another size than the image, or with values other than 0 and 1.
+        ValueError: as `edit`; a mask of another size than the image.
     """
-    check(image, "image")
-    if mask.shape[-2:] != image.shape[-2:] or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"mask must be 0 or 1 and of the image's size {tuple(image.shape[-2:])}, got {tuple(mask.shape)} "
-            f"with values from {mask.min().item():.3g} to {mask.max().item():.3g}"
-        )
-    timed = schedulers.timed(scheduler, steps)
+    image, clean = _encoded(denoiser, image)
+    mask = images.mask(mask, "mask").to(image.device)
+    if mask.shape[-2:] != image.shape[-2:] or len(mask) not in (1, len(image)):
+        raise ValueError(f"mask must have the image's size {tuple(image.shape[-2:])}, got {tuple(mask.shape)}")
+    mask = mask > 0.5
+    region = F.adaptive_avg_pool2d(mask.to(clean), clean.shape[-2:]) > 0.5
+    timed, first = begin(scheduler, steps, start, clean.device)
     levels = schedulers.levels(timed)
-    clean = denoiser.space.encode(image)
-    region = torch.nn.functional.adaptive_avg_pool2d(mask.to(clean), clean.shape[-2:]).round()
 
     def keep(x: Tensor, index: int, _) -> Tensor:
         known = clean.to(x)
         if index + 1 < len(levels):
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             known = levels[index + 1].diffuse(known, noise)
-        return region * x + (1 - region) * known
+        return torch.where(region, x, known)
 
-    x = noised(denoiser, scheduler, image, steps=steps, start=start, generator=generator)
-    if start == 0:
+    x = noised(denoiser, scheduler, image, steps=steps, start=first, generator=generator)
+    if first == 0:
         pure = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype) * timed.init_noise_sigma
-        x = region * pure + (1 - region) * x
-    steps_of = sample(denoiser, scheduler, x, steps=steps, start=start, generator=generator, after_step=keep, **options)
-    return _pasted(steps_of, image, mask)
+        x = torch.where(region, pure, x)
+    loop = sample(denoiser, scheduler, x, steps=steps, start=first, generator=generator, after_step=keep, **options)
+    return _pasted(loop, image, mask)
 
 
 def _pasted(steps: Iterator[Step], image: Tensor, mask: Tensor) -> Iterator[Step]:
-    """The steps, showing the original pixels outside of the mask."""
+    """The steps with the original pixels outside the mask."""
 
-    def over(render: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.where(mask.to(x) == 1, render(x), image.to(x))
+    def pasted(render: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.where(mask, render(x).to(image), image)
 
     for step in steps:
-        yield dataclasses.replace(step, _render=over(step._render))
+        yield dataclasses.replace(step, _render=pasted(step._render))
 
 
-def seam_ratio(image: Tensor, mask: Tensor) -> float:
-    """Mean absolute difference of neighbouring pixels across the mask's border over that inside of the mask.
+def _encoded(denoiser: Denoiser, image: ImageSource) -> tuple[Tensor, Tensor]:
+    """A picture on the network's device, and its clean sample.
 
-    1 is a border that is as smooth as what was drawn; a visible seam is above. Needs a mask with a border.
+    Raises:
+        ValueError: not a picture, or sides that the autoencoder or a U-Net without prompts would round.
     """
-    across, within = [], []
+    weights = next(denoiser.unet.parameters(), None)
+    image = images.picture(image, "image")
+    image = image if weights is None else image.to(weights.device)
+    vae = getattr(denoiser.space, "vae", None)
+    halvings = 0 if vae is None else len(vae.config.block_out_channels) - 1
+    if isinstance(denoiser.unet, UNet2DModel):
+        halvings += len(denoiser.unet.config.block_out_channels) - 1
+    multiple = 2**halvings
+    if any(side % multiple for side in image.shape[-2:]):
+        raise ValueError(f"image must have sides that are multiples of {multiple}, got {tuple(image.shape[-2:])}")
+    return image, denoiser.space.encode(image)
+
+
+def seam_ratio(image: Tensor, mask: ImageSource) -> float:
+    """Mean absolute difference of neighbouring pixels across the mask's border, relative to that inside the mask.
+
+    1 is a border as smooth as what was drawn; a visible seam is above 1. Not a number for a mask without a border.
+    """
+    mask, across, within = (images.mask(mask, "mask").to(image.device) > 0.5).float(), [], []
     for dim in (-1, -2):
         gradient = image.diff(dim=dim).abs().mean(1, keepdim=True)
         edge = mask.diff(dim=dim).abs() > 0

@@ -1,7 +1,7 @@
-"""Pictures that are two: visual anagrams and hybrid images, as denoisers made of denoisers.
+"""Optical illusions: visual anagrams and hybrid images, as denoisers that combine other denoisers.
 
-Both combine the predictions of several prompts at every step; everything else is `sampling.sample`, guidance included.
-They belong into pixels: the latents of an autoencoder do not turn and blur as pictures do.
+Both combine the predictions for several prompts at every step; everything else is `sampling.sample`, guidance included.
+They need a model in pixels: the latents of an autoencoder do not rotate and blur as pictures do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from ex4lib import checks
 from ex4lib.diffusion.denoisers import Denoiser, Output
 
 
@@ -21,7 +22,7 @@ from ex4lib.diffusion.denoisers import Denoiser, Output
 class View:
     """An orthogonal map of pictures: a permutation of pixels, or its negative, so that noise stays N(0, I).
 
-    ``permute`` and ``restore`` are inverse to each other on ``(B, C, H, W)``, whatever is in the channels.
+    ``permute`` and ``restore`` are each other's inverse on ``(B, C, H, W)`` with any number of channels.
     """
 
     name: str
@@ -36,25 +37,25 @@ class View:
         return self.sign * self.restore(x)
 
     def shown(self, image: Tensor) -> Tensor:
-        """The view of an image in [0, 1]: negation is about grey."""
+        """The view of an image in [0, 1]; negation maps v to 1 - v."""
         permuted = self.permute(image)
         return permuted if self.sign > 0 else 1 - permuted
 
 
-def _same(x: Tensor) -> Tensor:
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _upside_down(x: Tensor) -> Tensor:
+def _flipped(x: Tensor) -> Tensor:
     return x.flip(-2)
 
 
-def _turned(x: Tensor) -> Tensor:
+def _rotated(x: Tensor) -> Tensor:
     return x.flip(-1, -2)
 
 
-def _inner_turned(x: Tensor) -> Tensor:
-    """The largest centred disc turned by 180 degrees; its pixels map onto each other exactly."""
+def _with_rotated_disc(x: Tensor) -> Tensor:
+    """A centred disc, 0.8 of the short side wide, rotated by 180 degrees; its pixels map onto each other exactly."""
     height, width = x.shape[-2:]
     rows = torch.arange(height, device=x.device) - (height - 1) / 2
     columns = torch.arange(width, device=x.device) - (width - 1) / 2
@@ -62,35 +63,47 @@ def _inner_turned(x: Tensor) -> Tensor:
     return torch.where(disc, x.flip(-1, -2), x)
 
 
-IDENTITY = View("identity", _same, _same)
-#: Mirrored top to bottom: what the course calls flipping upside down. Not a rotation.
-FLIP = View("vertical flip", _upside_down, _upside_down)
-ROTATION = View("180° rotation", _turned, _turned)
-NEGATION = View("colour negation", _same, _same, sign=-1.0)
-INNER_CIRCLE = View("inner circle", _inner_turned, _inner_turned)
+IDENTITY = View("identity", _unchanged, _unchanged)
+#: Mirrored top to bottom, which the course calls flipping upside down; it is not a rotation.
+FLIP = View("vertical flip", _flipped, _flipped)
+ROTATION = View("180° rotation", _rotated, _rotated)
+NEGATION = View("colour negation", _unchanged, _unchanged, sign=-1.0)
+INNER_CIRCLE = View("inner circle", _with_rotated_disc, _with_rotated_disc)
 
 
 def patches(count: int = 4, seed: int = 0) -> View:
     """The ``count × count`` patches of a picture, shuffled. Sides must be divisible by ``count``."""
-    order = torch.randperm(count**2, generator=torch.Generator().manual_seed(seed))
+    count = checks.integer(count, "count", low=1)
+    order = torch.randperm(count**2, generator=torch.Generator().manual_seed(checks.seed(seed)))
 
     def shuffle(x: Tensor, order: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if height % count or width % count:
             raise ValueError(f"a picture of {height} x {width} pixels has no {count} x {count} equal patches")
-        blocks = F.unfold(x, (height // count, width // count), stride=(height // count, width // count))
-        return F.fold(
-            blocks[..., order.to(x.device)],
-            (height, width),
-            (height // count, width // count),
-            stride=(height // count, width // count),
-        )
+        patch = {"kernel_size": (height // count, width // count), "stride": (height // count, width // count)}
+        return F.fold(F.unfold(x, **patch)[..., order.to(x.device)], (height, width), **patch)
 
     return View(f"{count} x {count} patches", lambda x: shuffle(x, order), lambda x: shuffle(x, order.argsort()))
 
 
+class _Networks(nn.ModuleList):
+    """Several networks that switch gradient checkpointing together, as one network of diffusers does."""
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return all(network.is_gradient_checkpointing for network in self)
+
+    def enable_gradient_checkpointing(self) -> None:
+        for network in self:
+            network.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        for network in self:
+            network.disable_gradient_checkpointing()
+
+
 class _Composite:
-    """What the rest of the library asks of a denoiser, answered by the first of several."""
+    """What the library asks of a denoiser, answered by the first of several."""
 
     def __init__(self, denoisers: Sequence[Denoiser]):
         if len(denoisers) < 2:
@@ -98,7 +111,8 @@ class _Composite:
         self.denoisers = tuple(denoisers)
         first = self.denoisers[0]
         self.space, self.embeddings, self.guidance_scale = first.space, first.embeddings, first.guidance_scale
-        self.unet = nn.ModuleList({id(each.unet): each.unet for each in self.denoisers}.values())
+        networks = list({id(denoiser.unet): denoiser.unet for denoiser in self.denoisers}.values())
+        self.unet = networks[0] if len(networks) == 1 else _Networks(networks)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,15 +120,18 @@ class _Composite:
 
 
 class Anagram(_Composite):
-    """One picture, another prompt from another view: ``ε = mean_k V_k⁻¹ ε_k(V_k x)``.
+    """One picture that shows another prompt in each view: ``ε = mean_k V_k⁻¹ ε_k(V_k x)``.
 
-    Each ε_k is guided by its own prompt first. Variance channels are brought back as well, without the sign.
+    Each ε_k includes the guidance of its own prompt. Variance channels are mapped back too, without the sign.
 
     Source: Geng et al., "Visual Anagrams: Generating Multi-View Optical Illusions with Diffusion Models" (2024).
 
     Arguments:
-        denoisers: the same U-Net told one prompt each.
-        views: one for each, usually `IDENTITY` first.
+        denoisers: usually the same U-Net with another prompt each.
+        views: one for each denoiser, usually `IDENTITY` first.
+
+    Raises:
+        ValueError: fewer than two denoisers, or another number of views.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], views: Sequence[View]):
@@ -124,29 +141,29 @@ class Anagram(_Composite):
         self.views = tuple(views)
 
     def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
-        seen = [
-            (view, denoiser(view.apply(sample), timestep))
-            for view, denoiser in zip(self.views, self.denoisers, strict=True)
+        outputs = [
+            denoiser(view.apply(sample), timestep) for view, denoiser in zip(self.views, self.denoisers, strict=True)
         ]
+        pairs = list(zip(self.views, outputs, strict=True))
         return Output(
-            torch.stack([view.invert(output.prediction) for view, output in seen]).mean(0),
-            _mean([None if output.variance is None else view.restore(output.variance) for view, output in seen]),
-            _mean([None if output.correction is None else view.invert(output.correction) for view, output in seen]),
+            torch.stack([view.invert(output.prediction) for view, output in pairs]).mean(0),
+            _mean([None if output.variance is None else view.restore(output.variance) for view, output in pairs]),
+            _mean([None if output.correction is None else view.invert(output.correction) for view, output in pairs]),
         )
 
 
 class Hybrid(_Composite):
-    """One prompt from afar, another from near: ``ε = lowpass(ε_far) + highpass(ε_near)``.
+    """One picture that shows one prompt from afar, another from near: ``ε = lowpass(ε_far) + highpass(ε_near)``.
 
-    The low pass is a Gaussian blur of σ = 2H/64 (33 pixels wide at 64), the high pass what it leaves, so that the two
-    add up to the identity. Variances are averaged, unfiltered.
+    The low pass is a Gaussian blur of σ = 2H/64 (33 pixels wide at 64), the high pass the identity minus the low pass.
+    Variances are averaged, unfiltered.
 
     Source: Geng et al., "Factorized Diffusion: Perceptual Illusions by Noise Decomposition" (2024).
     """
 
     def __init__(self, far: Denoiser, near: Denoiser, *, sigma: float | None = None):
         super().__init__([far, near])
-        self.sigma = sigma
+        self.sigma = None if sigma is None else checks.number(sigma, "sigma", above=0)
 
     def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
         far, near = (denoiser(sample, timestep) for denoiser in self.denoisers)
@@ -164,11 +181,12 @@ class Hybrid(_Composite):
 
 
 def low_pass(x: Tensor, sigma: float | None = None) -> Tensor:
-    """Gaussian blur with reflected borders; by default σ = 2H/64, in a window of 33H/64 ≥ 3 pixels, made odd."""
-    height = x.shape[-2]
-    sigma = 2 * height / 64 if sigma is None else sigma
+    """Gaussian blur with reflected borders; by default σ = 2H/64 pixels, in an odd window of about 33H/64 pixels."""
+    height, shortest = x.shape[-2], min(x.shape[-2:])
+    sigma = 2 * height / 64 if sigma is None else checks.number(sigma, "sigma", above=0)
     window = max(3, int(33 / 2 * sigma) // 2 * 2 + 1)
-    return gaussian_blur(x, [min(window, height // 2 * 2 - 1)] * 2, [sigma] * 2)
+    largest = max(1, shortest // 2 * 2 - 1)  # a reflected border is shorter than the picture
+    return gaussian_blur(x, [min(window, largest)] * 2, [sigma] * 2)
 
 
 def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:

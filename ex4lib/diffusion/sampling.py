@@ -1,32 +1,37 @@
-"""The sampling loop: a generator of steps, guided or not, over any supported scheduler."""
+"""The sampling loop: a generator of denoising steps, guided or not, for every supported scheduler."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ex4lib import checks
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, frozen
 from ex4lib.diffusion.guidance import LEAST_SIGNAL, Guidance, Situation, guide
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
+#: Reading a number from an accelerator stops its queue, so that there only every tenth step is checked for NaN.
+CHECK_EVERY = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One denoising step.
 
-    ``sample`` is what the step leaves, ``clean`` the estimate x̂0 it went towards, with the guidance in it; ``image``
-    and ``sample_image`` decode them only when read. ``trace`` is None where the step was not guided, else it holds, by
-    image, the ``loss`` at x̂0, ``loss_after`` the shift (if measured), the ``gradient_norm``, the rms ``movement`` of
-    x̂0, and how many gradients were ``skipped`` because they were not finite; ``seconds``, on CUDA ``peak_bytes``.
+    ``sample`` is the result of the step, ``clean`` the estimate x̂0 behind it, guidance included. ``image`` and
+    ``sample_image`` decode the two when they are read, as at least float32 ``(B, 3, H, W)`` in [0, 1].
     """
 
     index: int
@@ -35,16 +40,29 @@ class Step:
     level: Level
     sample: Tensor
     clean: Tensor
-    trace: dict | None
+    _measured: dict[str, Any] | None = dataclasses.field(repr=False)
     _render: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
 
     @property
     def image(self) -> Tensor:
-        return self._render(self.clean)
+        return at_least_float32(self._render(self.clean))
 
     @property
     def sample_image(self) -> Tensor:
-        return self._render(self.sample)
+        return at_least_float32(self._render(self.sample))
+
+    @functools.cached_property
+    def trace(self) -> dict[str, Any] | None:
+        """Measurements of a guided step as plain numbers; None for a step without guidance.
+
+        Lists by image: the ``loss`` at x̂0, ``loss_after`` the shift (None unless it was asked for), the
+        ``gradient_norm`` and the rms ``movement`` of x̂0. ``skipped`` counts gradients that were not finite. ``seconds``
+        and, on CUDA, ``peak_bytes`` are the cost. They are read from the device here and not earlier.
+        """
+        if self._measured is None:
+            return None
+        row = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in self._measured.items()}
+        return row | {"seconds": sum(itertools.starmap(_elapsed, row["seconds"]))}
 
 
 def sample(
@@ -66,30 +84,34 @@ def sample(
     """Denoise ``x`` step by step; yields a `Step` each.
 
     Arguments:
-        x: the first sample ``(B, C, H, W)``; pure noise is of deviation ``scheduler.init_noise_sigma``.
-        steps: how many, or the timesteps themselves.
-        start: index of the timestep to begin with.
+        x: the first sample ``(B, C, H, W)``; pure noise has the standard deviation ``scheduler.init_noise_sigma``.
+        steps: the number of steps, or the falling timesteps themselves.
+        start: index of the timestep to begin with; see `begin`.
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``.
         guidance: how the objective steers. Without one, or at scale 0, the steps are the stock scheduler's bit by bit.
-        eta: of DDIM; 0 is deterministic, 1 as noisy as DDPM.
+        eta: noise of DDIM's steps in [0, 1]; 0 is deterministic, 1 as noisy as DDPM.
+        generator: one, or one for each sample of the batch.
         after_step: ``(x, index, timestep) -> x``, applied to the result of every step.
         repeats: how often each step is run, with noise between the runs that takes its result back to the level it
             came from (Lugmayr et al., "RePaint" (2022)); a guidance's recurrence is the same. DDPM and DDIM only.
-        checkpointing: recompute activations in the backward pass, for memory.
+        checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         measure: also the loss after the shift, which costs another forward pass of decoder and features.
 
     Raises:
-        ValueError: a scheduler that is not known, or a guidance that it cannot follow.
+        ValueError: an unknown scheduler, a guidance that it cannot follow, numbers outside their range, or a number of
+            prompts or generators that differs from the batch; during the loop, a sample that is not finite.
     """
-    scheduler = schedulers.timed(scheduler, steps, device=x.device, start=start)
-    if not 0 <= start < len(scheduler.timesteps):
-        raise ValueError(f"start must be between 0 and {len(scheduler.timesteps) - 1}, got {start}")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-    if max(repeats, guidance.recurrence if guidance is not None and guidance.is_on else 1) > 1:
-        _require_no_memory(scheduler)
+    scheduler, start = begin(scheduler, steps, start, x.device)
+    eta, repeats = checks.fraction(eta, "eta"), checks.integer(repeats, "repeats", low=1)
+    _check_batch(denoiser, checks.finite(x, "x"), generator)
+    guided = guidance is not None and guidance.is_on
+    if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
+        raise ValueError(
+            f"repeating steps needs a scheduler without memory, but {type(scheduler).__name__} remembers earlier "
+            "steps; use DDIMScheduler or DDPMScheduler"
+        )
     arguments = schedulers.step_arguments(scheduler, generator, eta)
-    if guidance is None or not guidance.is_on:
+    if not guided:
         loop = _Loop(denoiser, scheduler, arguments, eta)
     else:
         if objective is None:
@@ -100,15 +122,49 @@ def sample(
 
 
 def finish(steps: Iterator[Step]) -> tuple[Step, list[dict]]:
-    """Run a loop to its end: the last step and the rows of the trace."""
-    rows = []
+    """Run a loop to its end: the last step, and the traces of the guided ones."""
+    guided = []
     for step in steps:
-        rows += [step.trace] if step.trace is not None else []
-    return step, rows
+        if step._measured is not None:  # a Step holds samples: keep the few numbers only
+            guided.append(dataclasses.replace(step, sample=None, clean=None, _render=None))
+    return step, [kept.trace for kept in guided]
+
+
+def begin(
+    scheduler: SchedulerMixin, steps: int | Sequence[int], start: int, device: torch.device | str
+) -> tuple[SchedulerMixin, int]:
+    """A copy of the scheduler with its timesteps set, and the index of the timestep that it will begin with.
+
+    Schedulers of order 2 (Heun) run two entries of their timesteps as one step: an odd ``start`` moves to the next
+    entry, which for Heun has the same level. PNDM runs its second step twice to gather history, wherever it begins.
+
+    Raises:
+        ValueError: a scheduler, timesteps or a start that are not accepted.
+    """
+    trained = schedulers.check(scheduler).config.num_train_timesteps
+    if isinstance(steps, (Sequence, Tensor)) and not (isinstance(steps, Tensor) and steps.ndim == 0):
+        steps = [checks.integer(t, "each of steps", low=0, high=trained - 1) for t in steps]
+        if not steps or any(earlier <= later for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"steps must be falling timesteps, at least one, got {checks.describe(steps)}")
+    else:
+        steps = checks.integer(steps, "steps", low=1, high=trained)
+    scheduler = schedulers.timed(scheduler, steps, device=device)
+    start = checks.integer(start, "start", low=0, high=len(scheduler.timesteps) - 1)
+    if start == 0:
+        return scheduler, 0
+    start += start % scheduler.order
+    if schedulers.is_a(scheduler, "PNDMScheduler"):
+        if not scheduler.config.skip_prk_steps:
+            raise ValueError("PNDMScheduler begins late only without its Runge-Kutta steps: set skip_prk_steps=True")
+        start, times = max(start, 2), scheduler.timesteps
+        scheduler.timesteps = torch.cat([times[: start + 2], times[start + 1 :]])
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return scheduler, start
 
 
 def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, batch: int, eta: float) -> None:
-    """Say in one sentence what a scheduler or denoiser cannot do of a guidance.
+    """Raise an error if a scheduler or denoiser cannot follow a guidance.
 
     Raises:
         ValueError: a method that needs a mean or a variance which the scheduler does not have; a unit that needs a
@@ -126,19 +182,26 @@ def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, bat
         raise ValueError(f"style_scale must be one number or one per image, {batch} here, got {len(guidance.scales)}")
 
 
-def _require_no_memory(scheduler: SchedulerMixin) -> None:
-    if not schedulers.is_memoryless(scheduler):
-        raise ValueError(
-            f"repeating steps needs a scheduler without memory, but {type(scheduler).__name__} remembers earlier "
-            "steps; use DDIMScheduler or DDPMScheduler"
-        )
+def _check_batch(denoiser: Denoiser, x: Tensor, generator) -> None:
+    prompts = getattr(denoiser, "embeddings", None)
+    if x.ndim != 4 or (prompts is not None and len(prompts) != len(x)):
+        told = "" if prompts is None else f" with one picture for each of the {len(prompts)} prompts"
+        raise ValueError(f"x must have shape (B, C, H, W){told}, got {tuple(x.shape)}")
+    if isinstance(generator, (list, tuple)) and len(generator) != len(x):
+        raise ValueError(f"generator must be one, or one for each of {len(x)} pictures, got {len(generator)}")
+
+
+def is_due(device: torch.device, index: int, total: int) -> bool:
+    """Whether step ``index`` is one at which a loop reads back if its numbers are finite: on the CPU all of them."""
+    return device.type == "cpu" or (index + 1) % CHECK_EVERY == 0 or index + 1 == total
 
 
 def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repeats: int, generator) -> Iterator[Step]:
     scheduler = loop.scheduler
-    levels, total = schedulers.levels(scheduler), len(scheduler.timesteps)
+    levels, times = schedulers.levels(scheduler), scheduler.timesteps.tolist()
+    total = len(times)
     for index in range(start, total):
-        t, level = scheduler.timesteps[index], levels[index]
+        t, level, time_number = scheduler.timesteps[index], levels[index], int(times[index])
         runs, rows = max(repeats, loop.runs(index, total)), []
         for run in range(runs):
             with loop.context():
@@ -147,25 +210,43 @@ def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repe
             if after_step is not None:
                 after = after_step(after, index, t)
             if run + 1 < runs:
-                x = _again(scheduler, after, int(t), generator)
+                x = _renoised(scheduler, after, time_number, generator)
         x = after
-        yield Step(index, total, int(t), level, x, clean, _merged(rows), loop.denoiser.space.render)
+        if is_due(x.device, index, total) and not x.isfinite().all():
+            raise ValueError(f"the sample is not finite after step {index + 1} of {total} (timestep {time_number})")
+        measured = None if rows[-1] is None else {"index": index, "timestep": time_number} | _merged(rows)
+        yield Step(index, total, time_number, level, x, clean, measured, loop.denoiser.space.render)
 
 
 @torch.no_grad()
-def _again(scheduler: SchedulerMixin, after: Tensor, t: int, generator) -> Tensor:
-    """A step's result taken back to its level: ``√α·x' + √(1-α)·z``."""
+def _renoised(scheduler: SchedulerMixin, after: Tensor, t: int, generator) -> Tensor:
+    """A step's result taken back to the level it came from: ``√α·x' + √(1-α)·z``."""
     now, then = schedulers.alpha_bars(scheduler, t)
     alpha = now / then
     noise = randn_tensor(after.shape, generator=generator, device=after.device, dtype=after.dtype)
     return alpha**0.5 * after + (1 - alpha) ** 0.5 * noise
 
 
-def _merged(rows: list[dict | None]) -> dict | None:
-    """The trace of a step over its runs: the last run's, with everything skipped and every second."""
-    if rows[-1] is None:
-        return None
-    return rows[-1] | {name: sum(row[name] for row in rows) for name in ("skipped", "seconds")}
+def _merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measurements of a step over its runs: the last run's, but all skipped gradients and all the time."""
+    return rows[-1] | {"skipped": sum(row["skipped"] for row in rows), "seconds": [row["seconds"] for row in rows]}
+
+
+def _now(device: torch.device) -> float | torch.cuda.Event:
+    """The time; on CUDA an event, which is read later."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _elapsed(began: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
+    """Seconds between two times."""
+    if isinstance(began, float):
+        return ended - began
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +276,7 @@ class _Loop:
 
 @dataclasses.dataclass(frozen=True)
 class _GuidedLoop(_Loop):
-    """Steps guided in the window, the stock scheduler's outside of it."""
+    """Steps guided in the window, and the stock scheduler's outside of it."""
 
     objective: Callable[[Tensor], Tensor]
     guidance: Guidance
@@ -213,33 +294,31 @@ class _GuidedLoop(_Loop):
         if not strength or level.signal < LEAST_SIGNAL * level.noise:
             with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
                 return super().step(x, t, level, index, total)
-        began = time.perf_counter()
-        if x.device.type == "cuda":
+        began, on_cuda = _now(x.device), x.device.type == "cuda"
+        if on_cuda:
             torch.cuda.reset_peak_memory_stats(x.device)
-        here = Situation(self.denoiser, self.scheduler, self.objective, x, t, level, self.eta)
-        found = guide(here, self.guidance, strength)
-        shifted = dataclasses.replace(found.output, prediction=found.prediction)
+        situation = Situation(self.denoiser, self.scheduler, self.objective, x, t, level, self.eta)
+        result = guide(situation, self.guidance, strength)
+        shifted = dataclasses.replace(result.output, prediction=result.prediction)
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
             after = self.advance(shifted.whole, t, x)
         row = {
-            "index": index,
-            "timestep": int(t),
             "noise": level.noise,
             "strength": strength,
-            "loss": found.loss.tolist(),
-            "loss_after": self.loss(found.clean) if self.measure else None,
-            "gradient_norm": found.gradient_norm.tolist(),
-            "movement": found.movement.tolist(),
-            "skipped": int(found.skipped.sum()),
+            "loss": result.loss,
+            "loss_after": self.loss(result.clean) if self.measure else None,
+            "gradient_norm": result.gradient_norm,
+            "movement": result.movement,
+            "skipped": result.skipped.sum(),
+            "seconds": (began, _now(x.device)),
         }
-        row["seconds"] = time.perf_counter() - began
-        if x.device.type == "cuda":
+        if on_cuda:
             row["peak_bytes"] = torch.cuda.max_memory_allocated(x.device)
-        return after, found.clean, row
+        return after, result.clean, row
 
     @torch.no_grad()
-    def loss(self, clean: Tensor) -> list[float]:
-        return self.objective(self.denoiser.space.decode(clean)).tolist()
+    def loss(self, clean: Tensor) -> Tensor:
+        return self.objective(self.denoiser.space.decode(clean))
 
     def clipping(self, allowed: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if allowed else schedulers.without_clipping(self.scheduler)
