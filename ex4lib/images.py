@@ -34,6 +34,8 @@ ImageSource: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray | Tensor"
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_PIXELS = 100_000_000
+#: Above so many pixels a picture that is wanted smaller is reduced before it becomes floats.
+LARGE = 4_000_000
 #: Limits of a download, in bytes and in seconds from its start to its end.
 MAX_DOWNLOAD, MAX_SECONDS = 64 * 2**20, 60
 #: Formats that are only pixels. PostScript, for example, is a program, and Pillow would start an interpreter for it.
@@ -88,7 +90,7 @@ def picture(source: ImageSource, argument: str = "picture", size: int | None = N
         except (OSError, SyntaxError) as error:  # a file that is decoded only now
             raise ValueError(f"{argument} cannot be decoded: {error}") from error
     elif isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str):
-        image = _read(os.fspath(source), lambda opened: from_pil(_drafted(opened, size), size))
+        image = _read(os.fspath(source), lambda opened: _converted(opened, size, draft=True))
     else:
         raise ValueError(
             f"{argument} must be a name, path, URL, PIL picture, array or tensor, got {checks.describe(source)}"
@@ -245,38 +247,53 @@ def to_pil(image: Tensor) -> Image.Image:
 def from_pil(source: Image.Image, size: int | None = None) -> Tensor:
     """A PIL picture of any mode as float32 ``(1, 3, H, W)`` in [0, 1]; see `load` for what is converted.
 
-    With ``size``, a much larger picture is first averaged in blocks, to about twice that, to save memory.
+    With ``size``, the length of the longer side, a very large picture is first averaged in blocks to save memory.
 
     Raises:
         ValueError: too many pixels, or pixels that cannot be decoded.
     """
-    if source.width * source.height > MAX_PIXELS or not source.width * source.height:
+    return _converted(source, size, draft=False)
+
+
+def _converted(source: Image.Image, size: int | None, *, draft: bool) -> Tensor:
+    """See `from_pil`; ``draft`` lets the JPEG decoder itself halve a large picture, which changes ``source``."""
+    pixels = source.width * source.height
+    if not 0 < pixels <= MAX_PIXELS:
         raise ValueError(f"the picture has {source.width} x {source.height} pixels; 1 to {MAX_PIXELS:,} are accepted")
+    shape = None if size is None else _grid(source.height, source.width, size)
+    large = size is not None and pixels > LARGE
+    if large and draft:
+        source.draft(None, (2 * size, 2 * size))
     upright = _upright(source)
+    if shape is not None and (upright.height > upright.width) != (shape[0] > shape[1]):
+        shape = shape[::-1]  # it was turned by 90 degrees
     if upright.mode.startswith("I") or upright.mode == "F":
-        grey = _from_deep_grey(upright)
-        grey = grey if size is None else resize(grey, size)
-        return grey.expand(-1, 3, -1, -1).contiguous()
-    opacity = _opacity(upright)
-    upright = _to_srgb(upright.convert("RGBA") if upright.mode in ("P", "PA") else upright)
-    factor = 1 if size is None else max(upright.size) // (2 * size)
-    if factor > 1 and upright.width * upright.height > 4_000_000:
-        upright = upright.reduce(factor)
-        opacity = None if opacity is None else opacity.reduce(factor)
-    if opacity is not None:
-        upright = Image.composite(upright, Image.new("RGB", upright.size, "white"), opacity)
-    levels = torch.from_numpy(np.array(upright, dtype=np.uint8))
-    return levels.permute(2, 0, 1)[None].contiguous().to(torch.float32).div_(255)
+        image = _from_deep_grey(upright)
+    else:
+        opacity = _opacity(upright)
+        upright = _to_srgb(upright.convert("RGBA") if upright.mode in ("P", "PA") else upright)
+        factor = max(upright.size) // (2 * size) if large else 1
+        if factor > 1:
+            upright = upright.reduce(factor)
+            opacity = None if opacity is None else opacity.reduce(factor)
+        if opacity is not None:
+            upright = Image.composite(upright, Image.new("RGB", upright.size, "white"), opacity)
+        levels = torch.from_numpy(np.array(upright, dtype=np.uint8))
+        image = levels.permute(2, 0, 1)[None].contiguous().to(torch.float32).div_(255)
+    image = image if shape is None else resize(image, shape)
+    return image.expand(-1, 3, -1, -1).contiguous()
+
+
+def _grid(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width when the longer side has ``size`` pixels."""
+    factor = size / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Resample with an antialiased bicubic filter: to a longer side of ``size``, or to ``(H, W)``."""
     height, width = image.shape[-2:]
-    if isinstance(size, (tuple, list)):
-        target = checks.grid(size)
-    else:
-        factor = checks.size(size) / max(height, width)
-        target = (max(1, round(height * factor)), max(1, round(width * factor)))
+    target = checks.grid(size) if isinstance(size, (tuple, list)) else _grid(height, width, checks.size(size))
     if target == (height, width):
         return image
     precise = image if image.element_size() >= 4 else image.float()  # torch resamples no 16 bits on a CPU
@@ -421,12 +438,6 @@ def _quiet(tiff: bool) -> Iterator[None]:
             os.dup2(screen, 2)
             os.close(screen)
             os.close(nothing)
-
-
-def _drafted(source: Image.Image, size: int | None) -> Image.Image:
-    if size is not None:
-        source.draft(None, (2 * size, 2 * size))  # JPEG's decoder itself halves, up to three times
-    return source
 
 
 def _upright(source: Image.Image) -> Image.Image:

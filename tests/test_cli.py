@@ -81,7 +81,16 @@ def test_defaults_are_the_library_s(command):
     ("arguments", "shape"),
     [
         (["stylize", "chelsea", "hokusai-great-wave"], (64, 43)),
-        (["stylize", "chelsea", "hokusai-great-wave", "hokusai-poppies", "--keep-colour", "luminance"], (64, 43)),
+        (
+            [
+                "stylize",
+                "chelsea",
+                *("--style", "hokusai-great-wave", "--style", "hokusai-poppies"),
+                "--keep-colour",
+                "match",
+            ],
+            (64, 43),
+        ),
         (["invert", "chelsea", "--layer", "conv_5"], (64, 43)),
         (["texture", "hokusai-poppies", "--layers", "relu1_1,relu2_1", "--style-loss", "meanvar"], (64, 64)),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 
 import typer
 
 from ex4lib import images
-from ex4lib.cli import drawing, pictures
+from ex4lib.cli import batch, drawing, info, pictures
 
 app = typer.Typer(
     help="Style as an optimisation target. Pictures are given by path, URL or the name of a shipped one "
@@ -18,16 +20,35 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(pictures.stylize, pictures.invert, pictures.texture),
-    *(drawing.guide, drawing.distil, drawing.evaluate, drawing.sweep),
+    *(drawing.guide, drawing.distil, drawing.evaluate, drawing.sweep, info.info),
 )
+
+
+def _interruptible(command: Callable) -> Callable:
+    """The command, which says so when Ctrl-C ends it (typer would exit silently)."""
+
+    @functools.wraps(command)
+    def run(*arguments, **options):
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            typer.echo("ex4lib: interrupted; finished files are kept", err=True)
+            sys.exit(130)
+
+    return run
+
+
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(_interruptible(command))
 
 
 def main() -> None:
     """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
-        typer.echo(f"ex4lib: {error}", err=True)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        text = batch.reason(error)
+        if type(error) is RuntimeError and text == " ".join(str(error).split()):
+            raise  # a fault of the program, not of its arguments
+        typer.echo(f"ex4lib: {text}", err=True)
         sys.exit(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ex4lib import images
 from ex4lib.statistics import STATISTICS
 
 
@@ -18,15 +20,17 @@ def default(function: Callable, name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps the settings).")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps all settings).")]
 Evaluations = Annotated[int, typer.Option(help="Forward and backward passes; more is finer and slower.")]
+Seconds = Annotated[float | None, typer.Option(help="Stop after this time with the best picture so far.")]
 Optimiser = Annotated[str, typer.Option(help="lbfgs or adam.")]
 Start = Annotated[str, typer.Option(help="content, noise, grey, statistics, or a picture.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 Network = Annotated[str | None, typer.Option(help="vgg19, vgg16 or vgg16-hed; default by EX4_PROFILE.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast.")]
 StyleLoss = Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")]
-
+Preview = Annotated[Path | None, typer.Option(help="Picture file that is rewritten every two seconds meanwhile.")]
+Quality = Annotated[int, typer.Option(help="1 to 100, of .jpg and .webp files.")]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
@@ -35,6 +39,47 @@ def check_output(output: Path, endings: tuple[str, ...] = PICTURES) -> None:
     """Refuse, before any work, an output that could not be written after it."""
     if output.suffix.lower() not in endings:
         raise ValueError(f"the output must end in {' or '.join(endings)}, got {output.name!r}")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"the output {str(output)!r} cannot be written there")
+    if len(output.name.encode()) > 255:
+        raise ValueError(f"the output's name has {len(output.name.encode())} bytes; file systems take at most 255")
+    try:
+        folder = next(parent for parent in output.absolute().parents if parent.exists())
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) and not output.is_dir()
+    except (OSError, ValueError):  # too long, or a zero byte
+        writable = False
+    if not writable:
+        raise ValueError(f"the output {str(output)[:200]!r} cannot be written there")
+
+
+def preview_callback(preview: Path | None, every: float = 2.0) -> Callable[[Any], None] | None:
+    """A callback that writes ``step.image`` to ``preview`` at the first step and then every so many seconds."""
+    if preview is None:
+        return None
+    check_output(preview)
+    last = -every
+
+    def write(step: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            images.save(step.image.float().cpu(), preview)
+            last = time.monotonic()
+
+    return write
+
+
+def parts(text: str | None, argument: str) -> list[str] | None:
+    """The parts of a list with commas, without blanks; None stays None."""
+    if text is None:
+        return None
+    found = [part.strip() for part in text.split(",")]
+    if "" in found:
+        raise ValueError(f"{argument} must be a list with commas and without gaps, got {text!r}")
+    return found
+
+
+def numbers(text: str | None, argument: str, kind: type = float) -> list | None:
+    """The numbers of a list with commas; None stays None."""
+    try:
+        return None if text is None else [kind(part) for part in parts(text, argument)]
+    except ValueError:
+        name = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{argument} must be {name} with commas between them, got {text!r}") from None

@@ -3,150 +3,194 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from ex4lib import images, models, transfer
+from ex4lib import checks, files, images, models, transfer
+from ex4lib.cli import batch
 from ex4lib.cli.options import (
     Evaluations,
     Network,
     Optimiser,
     Output,
     Precision,
+    Preview,
+    Quality,
+    Seconds,
     Seed,
     Start,
     StyleLoss,
     check_output,
     default,
+    numbers,
+    parts,
+    preview_callback,
 )
+from ex4lib.optimisation import Result
+from ex4lib.transfer import DEFAULT, invert_steps, stylize_steps, synthesize_steps
 
 
 def stylize(
-    content: Annotated[str, typer.Argument(help="The photograph.")],
-    style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
-    output: Output,
-    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(transfer.stylize_steps, "size"),
-    style_loss: StyleLoss = transfer.DEFAULT.style_loss,
-    style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = transfer.DEFAULT.style_weight,
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = transfer.DEFAULT.tv_weight,
-    evaluations: Evaluations = default(transfer.stylize_steps, "evaluations"),
+    pictures: Annotated[list[str], typer.Argument(help="Photographs: files, folders, patterns; last, the painting.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A picture file, or a folder for many.")],
+    style: Annotated[list[str] | None, typer.Option(help="A painting; several are blended or share regions.")] = None,
+    style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
+    style_masks: Annotated[str | None, typer.Option(help="Masks of the paintings, one per style, or none.")] = None,
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(stylize_steps, "size"),
+    scales: Annotated[str | None, typer.Option(help="Longer sides from coarse to fine, such as 128,256.")] = None,
+    layers: Annotated[str, typer.Option(help="Style layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
+    style_loss: StyleLoss = DEFAULT.style_loss,
+    style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = DEFAULT.style_weight,
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = DEFAULT.tv_weight,
+    evaluations: Evaluations = default(stylize_steps, "evaluations"),
+    seconds: Seconds = None,
     stroke_scale: Annotated[float, typer.Option(help="Larger gives larger strokes.")] = default(
-        transfer.stylize_steps, "stroke_scale"
+        stylize_steps, "stroke_scale"
     ),
-    keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = default(
-        transfer.stylize_steps, "keep_colour"
-    ),
-    start: Start = default(transfer.stylize_steps, "start"),
-    optimiser: Optimiser = default(transfer.stylize_steps, "optimiser"),
+    keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = default(stylize_steps, "keep_colour"),
+    keep_alpha: Annotated[bool, typer.Option("--keep-alpha", help="Keep the photograph's transparency.")] = False,
+    start: Start = default(stylize_steps, "start"),
+    optimiser: Optimiser = default(stylize_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "auto",
     seed: Seed = 0,
+    preview: Preview = None,
+    quality: Quality = 95,
+    ending: Annotated[str, typer.Option(help="Format of the files in a folder: png, jpg, webp or tif.")] = "png",
 ) -> None:
-    """Paint a photograph in the style of a painting.
+    """Paint photographs in the style of a painting; photographs that are finished are not painted again.
 
     Example: python -m ex4lib stylize chelsea hokusai-great-wave -o cat.png
     """
-    recipe = dataclasses.replace(
-        transfer.DEFAULT, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight
-    )
-    options = {
-        "recipe": recipe,
-        "size": size,
-        "evaluations": evaluations,
-        "stroke_scale": stroke_scale,
-        "keep_colour": keep_colour,
-        "optimiser": optimiser,
-    }
-    pictures = [images.load(name) for name in (content, *style)]
+    if not style and len(pictures) < 2:
+        raise ValueError("a photograph and a painting are needed, got one picture")
+    sources, styles = (pictures, style) if style else (pictures[:-1], pictures[-1:])
+    photographs = batch.expand(sources)
+    paths = batch.targets(photographs, output, ending)
+    if keep_alpha and any(path.suffix.lower() in (".jpg", ".jpeg") for path in paths):
+        raise ValueError("--keep-alpha needs a .png, .webp or .tif output: JPEG has no transparency")
+    recipe = dataclasses.replace(DEFAULT, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
+    if layers != ",".join(DEFAULT.style_layers):
+        recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
+    checks.integer(quality, "quality", low=1, high=100)
+    options = {"recipe": recipe, "size": checks.size(size), "scales": numbers(scales, "scales", int)}
+    options |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
+    options |= {"keep_colour": keep_colour, "style_weights": numbers(style_weights, "style_weights")}
+    paintings = [images.load(source) for source in styles]
+    masks = {}
+    for name, text in (("regions", regions), ("style_masks", style_masks)):
+        masks[name] = _masks(text, name, len(styles))
+    settings = {"style": styles, "style_sha256": [files.picture_sha256(painting) for painting in paintings]}
+    for name, found in masks.items():
+        settings[name] = found and [None if mask is None else files.picture_sha256(mask) for mask in found]
+    settings |= options | {"recipe": dataclasses.asdict(recipe)}
     _run(
-        output,
-        {"content": content, "style": style, "seed": seed, **options, "recipe": dataclasses.asdict(recipe)},
-        lambda vgg, **shared: transfer.stylize(vgg, pictures[0], pictures[1:], **options, **shared),
-        start,
-        network,
-        precision,
-        seed,
+        photographs,
+        paths,
+        settings,
+        lambda vgg, photo, **shared: transfer.stylize(vgg, photo, paintings, **options, **masks, **shared),
+        shared=(start, network, precision, seed, preview),
+        keep_alpha=keep_alpha,
+        quality=quality,
     )
 
 
 def invert(
     target: Annotated[str, typer.Argument(help="The picture whose features are inverted.")],
     output: Output,
-    layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or pool4.")] = "relu3_1",
-    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = 256,
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(
-        transfer.invert_steps, "tv_weight"
-    ),
-    evaluations: Evaluations = default(transfer.invert_steps, "evaluations"),
-    start: Start = default(transfer.invert_steps, "start"),
-    optimiser: Optimiser = default(transfer.invert_steps, "optimiser"),
+    layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or 21.")] = "relu3_1",
+    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(stylize_steps, "size"),
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(invert_steps, "tv_weight"),
+    evaluations: Evaluations = default(invert_steps, "evaluations"),
+    seconds: Seconds = None,
+    start: Start = default(invert_steps, "start"),
+    optimiser: Optimiser = default(invert_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "float32",
     seed: Seed = 0,
+    preview: Preview = None,
+    quality: Quality = 95,
 ) -> None:
     """Show what one layer knows of a picture: an image found from its features alone.
 
     Example: python -m ex4lib invert chelsea --layer relu4_1 -o inverted.png
     """
-    picture = images.load(target, size)
-    options = {"tv_weight": tv_weight, "evaluations": evaluations, "optimiser": optimiser}
+    options = {"tv_weight": tv_weight, "evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
+    (name,) = checks.names([layer], "layer")
     _run(
-        output,
-        {"target": target, "layer": layer, "size": size, "seed": seed, **options},
-        lambda vgg, **shared: transfer.invert(vgg, picture, layer, **options, **shared),
-        start,
-        network,
-        precision,
-        seed,
+        [target],
+        [output],
+        {"layer": layer, "size": size, **options},
+        lambda vgg, picture, **shared: transfer.invert(vgg, picture, name, **options, **shared),
+        shared=(start, network, precision, seed, preview),
+        size=checks.size(size),
+        quality=quality,
     )
 
 
 def texture(
     style: Annotated[str, typer.Argument(help="The picture whose texture is made anew.")],
     output: Output,
-    layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(transfer.DEFAULT.style_layers),
-    size: Annotated[int, typer.Option(help="Side of the square texture in pixels.")] = 256,
-    style_loss: StyleLoss = default(transfer.synthesize_steps, "style_loss"),
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(
-        transfer.synthesize_steps, "tv_weight"
-    ),
-    evaluations: Evaluations = default(transfer.synthesize_steps, "evaluations"),
-    start: Start = default(transfer.synthesize_steps, "start"),
-    optimiser: Optimiser = default(transfer.synthesize_steps, "optimiser"),
+    layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
+    size: Annotated[int, typer.Option(help="Side of the square texture in pixels.")] = default(stylize_steps, "size"),
+    style_loss: StyleLoss = default(synthesize_steps, "style_loss"),
+    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(synthesize_steps, "tv_weight"),
+    evaluations: Evaluations = default(synthesize_steps, "evaluations"),
+    seconds: Seconds = None,
+    start: Start = default(synthesize_steps, "start"),
+    optimiser: Optimiser = default(synthesize_steps, "optimiser"),
     network: Network = None,
     precision: Precision = "auto",
     seed: Seed = 0,
+    preview: Preview = None,
+    quality: Quality = 95,
 ) -> None:
     """Make a new texture with the style statistics of a picture.
 
     Example: python -m ex4lib texture van-gogh-village-street-in-auvers --layers relu1_1,relu2_1 -o texture.png
     """
-    picture = images.load(style, size)
-    options = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight, "evaluations": evaluations}
-    options["optimiser"] = optimiser
+    options = {"size": checks.size(size), "style_loss": style_loss, "tv_weight": tv_weight}
+    options |= {"evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
+    names = checks.names(layers, "layers")
     _run(
-        output,
-        {"style": style, "layers": layers, "seed": seed, **options},
-        lambda vgg, **shared: transfer.synthesize(vgg, picture, layers, **options, **shared),
-        start,
-        network,
-        precision,
-        seed,
+        [style],
+        [output],
+        {"layers": layers, **options},
+        lambda vgg, picture, **shared: transfer.synthesize(vgg, picture, names, **options, **shared),
+        shared=(start, network, precision, seed, preview),
+        size=size,
+        quality=quality,
     )
 
 
-def _run(output: Path, settings: dict, recipe: Callable, start: str, network, precision, seed) -> None:
-    check_output(output)
-    begin = start if start in ("content", "noise", "grey", "statistics") else images.load(start)
+def _run(sources: Sequence[str], paths: Sequence[Path], settings: dict, recipe: Callable, *, shared, **saving) -> None:
+    start, network, precision, seed, preview = shared
+    begin = start if start in transfer.STARTS else images.load(start)
+    checks.seed(seed)
+    for path in paths:
+        check_output(path)
+    callback = preview_callback(preview)
+    if len(sources) == 1:
+        images.load(sources[0], 16)  # a picture that cannot be read is noticed before the network is loaded
     vgg = models.features(network, precision=precision)
-    result = recipe(vgg, start=begin, generator=torch.Generator().manual_seed(seed), progress=True)
-    settings |= {"network": vgg.name, "weights": vgg.sha256, "precision": precision, "start": start}
-    images.save(result.image, output, metadata={"ex4lib": json.dumps(settings, default=str)})
-    for note in result.notes:
-        typer.echo(note, err=True)
-    typer.echo(f"{output}: {result.evaluations} evaluations in {result.seconds:.1f} s, loss {result.loss:.4g}")
+    settings |= {"seed": seed, "network": vgg.name, "weights": vgg.sha256, "precision": precision, "start": start}
+
+    def one(picture: images.Tensor) -> Result:
+        generator = torch.Generator().manual_seed(seed)
+        progress = len(sources) == 1
+        return recipe(vgg, picture, start=begin, generator=generator, progress=progress, callback=callback)
+
+    batch.run(sources, paths, settings, one, **saving)
+
+
+def _masks(text: str | None, argument: str, count: int) -> list | None:
+    """The masks of a list of files; ``none`` is no mask."""
+    names = parts(text, argument)
+    if names is not None and len(names) != count:
+        raise ValueError(f"{argument} must be one per style: {count} styles, {len(names)} masks")
+    return names and [None if name == "none" else images.mask(name, argument) for name in names]
