@@ -339,7 +339,7 @@ def _read(source: str, convert: Callable[[Image.Image], Any]) -> Any:
 
 def _content(source: str) -> bytes:
     """The bytes of a file, a URL or a shipped picture."""
-    scheme = source.partition("://")[0].lower() if "://" in source else ""
+    scheme = source.strip().partition("://")[0].lower() if "://" in source else ""
     if scheme in ("http", "https"):
         return _download(source)
     if scheme and scheme != "file":

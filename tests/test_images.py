@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import threading
+import time
 import zlib
 
 import numpy as np
@@ -441,3 +442,193 @@ def test_crop_square():
     image = torch.arange(3 * 4 * 7, dtype=torch.float32).view(1, 3, 4, 7) / 84
     np.testing.assert_array_equal(images.crop_square(image).numpy(), image.numpy()[:, :, :, 1:5])
     np.testing.assert_array_equal(images.crop_square(image.mT).numpy(), image.mT.numpy()[:, :, 1:5])
+
+
+# --- decoders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16", "LA", "1"])
+def test_uncompressed_tiffs_are_not_scrambled(tmp_path, levels, mode, orientation):
+    """Pillow maps such files into memory and turns them wrongly, unless their bytes are read first."""
+    if mode == "I;16":
+        picture = Image.fromarray(levels[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(levels).convert(mode)
+    expected = ROTATIONS[orientation](np.moveaxis(images.from_pil(picture)[0].numpy(), 0, 2))
+    picture.save(tmp_path / "a.tif", exif=exif_with(orientation))
+    np.testing.assert_allclose(np.moveaxis(images.load(tmp_path / "a.tif")[0].numpy(), 0, 2), expected, atol=1e-6)
+
+
+def exif_with(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_lab_tiff(tmp_path):
+    lab = np.array([[[255, 128, 128], [0, 128, 128], [136, 208, 195]]], dtype=np.uint8)  # white, black, red
+    lab[..., 1:] ^= 128  # a TIFF holds signed a* and b*
+    Image.frombytes("LAB", (3, 1), lab.tobytes()).save(tmp_path / "lab.tif")
+    got = as_levels(images.load(tmp_path / "lab.tif"))[0].astype(int)
+    assert np.abs(got - [[255, 255, 255], [0, 0, 0], [254, 0, 0]]).max() <= 6
+    assert images.alpha(tmp_path / "lab.tif") is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n", b"%PDF-1.4\n", b"8BPS"]
+)
+def test_formats_that_are_programs_are_refused(tmp_path, content, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "page.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"page\.png' cannot be read as a picture: it is not a raster picture"):
+        images.load(tmp_path / "page.png")
+
+
+def test_heic_names_its_package(tmp_path):
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        images.load(tmp_path / "phone.heic")
+
+
+WRITABLE = ["png", "jpg", "webp", "tif", "bmp", "gif", "avif", "jp2", "tga", "ppm", "ico", "pcx", "sgi", "qoi"]
+
+
+@pytest.mark.parametrize("ending", WRITABLE)
+def test_damaged_files_are_one_sentence(tmp_path, ending, capfd, recwarn):
+    noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{ending}")
+    content = bytearray((tmp_path / f"whole.{ending}").read_bytes())
+    draw = np.random.default_rng(2)
+    for number in range(30):
+        damaged = bytearray(content)
+        for position in draw.integers(0, min(len(content), 400), 4):
+            damaged[position] = draw.integers(256)
+        damaged = damaged[: draw.integers(1, len(content))] if number % 3 == 0 else damaged
+        (tmp_path / f"bad.{ending}").write_bytes(damaged)
+        try:
+            image = images.load(tmp_path / f"bad.{ending}", 16)
+            assert image.shape[:2] == (1, 3) and torch.isfinite(image).all()
+        except ValueError as error:
+            assert f"bad.{ending}' cannot be read as a picture: " in str(error) and "\n" not in str(error)
+    assert capfd.readouterr() == ("", "") and not recwarn.list
+
+
+def test_large_pictures_are_reduced_before_they_become_floats(tmp_path):
+    ramp = np.linspace(0, 255, 3000).astype(np.uint8)
+    picture = Image.fromarray(np.broadcast_to(ramp[None, :, None], (2001, 3000, 3)))
+    exif = exif_with(6)
+    for ending in ("jpg", "png", "gif"):
+        picture.save(tmp_path / f"large.{ending}", **({} if ending == "gif" else {"exif": exif}))
+        image = images.load(tmp_path / f"large.{ending}", 100)
+        whole = images.resize(images.load(tmp_path / f"large.{ending}"), 100)
+        assert image.shape == whole.shape
+        assert (image - whole).abs().max() < 0.04
+
+
+def test_alpha_is_kept_on_request(tmp_path):
+    rgba = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "in.png", exif=exif_with(6))
+    opacity = images.alpha(tmp_path / "in.png")
+    np.testing.assert_array_equal((opacity[0, 0] * 255).round().numpy(), np.rot90(rgba[..., 3], -1))
+    for ending in ("png", "webp", "tif"):
+        path = images.save(torch.full((1, 3, 6, 5), 0.5), tmp_path / f"out.{ending}", alpha=opacity.mT)
+        torch.testing.assert_close(images.alpha(path), opacity.mT)
+    with pytest.raises(ValueError, match="transparency needs a"):
+        images.save(torch.full((1, 3, 6, 5), 0.5), tmp_path / "out.jpg", alpha=opacity.mT)
+    assert images.alpha("chelsea") is None
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+def test_metadata_is_read_back(tmp_path, ending):
+    path = images.save(torch.rand(1, 3, 8, 8), tmp_path / f"a.{ending}", metadata={"ex4lib": "größer\n{}"})
+    assert images.metadata(path)["ex4lib"] == "größer\n{}"
+    path.write_bytes(b"damaged")
+    assert images.metadata(path) == {} == images.metadata(tmp_path / "missing.png")
+
+
+def test_quality_and_an_encoder_s_limits(tmp_path):
+    image = torch.rand(1, 3, 64, 64)
+    small, large = (images.save(image, tmp_path / f"{q}.jpg", quality=q).stat().st_size for q in (20, 95))
+    assert small < large / 2
+    with pytest.raises(ValueError, match="quality must be at most 100"):
+        images.save(image, tmp_path / "a.jpg", quality=101)
+    with pytest.raises(ValueError, match=r"a\.webp' cannot be written as WEBP"):
+        images.save(torch.zeros(1, 3, 1, 17_000), tmp_path / "a.webp")
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------
+
+
+def test_home_folder_and_file_urls(tmp_path, monkeypatch, levels):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(levels).save(tmp_path / "ein Bild é.png")
+    for source in ("~/ein Bild é.png", (tmp_path / "ein Bild é.png").as_uri(), f"FILE://{tmp_path}/ein Bild é.png"):
+        np.testing.assert_array_equal(as_levels(images.load(source)), levels)
+
+
+@pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/a.png", "a\0b", "ftp://example.org/a.png", ""])
+def test_names_that_cannot_be(source):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        images.load(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_urls_are_normalised(server, levels):
+    upper = server.replace("http", "HTTP")
+    for url in (f"{upper}/ok.png", f"{server}/ok.png#part", f" {server}/ok.png "):
+        np.testing.assert_array_equal(as_levels(images.load(url)), levels)
+    assert (
+        images._ascii("https://bücher.example/ä b.png?q=ü c")
+        == "https://xn--bcher-kva.example/%C3%A4%20b.png?q=%C3%BC%20c"
+    )
+    assert images._ascii("http://a/b%20c") == "http://a/b%20c"
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """/long claims a terabyte, /endless never ends, /drip sends a byte at a time, /ftp leads elsewhere."""
+
+    def do_GET(self):
+        if self.path == "/ftp":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1/a.png")
+            self.end_headers()
+            return
+        self.send_response(200)
+        if self.path == "/long":
+            self.send_header("Content-Length", str(10**12))
+        self.end_headers()
+        try:
+            for _ in range(200):
+                self.wfile.write(b"x" * (1 if self.path == "/drip" else 1 << 16))
+                self.wfile.flush()
+                time.sleep(0.02 if self.path == "/drip" else 0)
+        except OSError:
+            pass
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("long", "more than 1 MB"),
+        ("endless", "more than 1 MB"),
+        ("drip", "more than 0.5 s"),
+        ("ftp", "neither http nor"),
+    ],
+)
+def test_downloads_are_limited(monkeypatch, path, message):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(images, "MAX_DOWNLOAD", 1 << 20)
+    monkeypatch.setattr(images, "MAX_SECONDS", 0.5 if path == "drip" else 20)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(ValueError, match=rf"/{path}' cannot be fetched: .*{message}"):
+                images.load(f"http://127.0.0.1:{http_server.server_port}/{path}")
+        finally:
+            http_server.shutdown()
+            thread.join()
