@@ -105,6 +105,7 @@ class VGG(nn.Module):
         )
         self.layers = layer_names(architecture)
         self.sha256: str | None = None  # of the weights, filled in by whoever loaded them
+        self.precision = "float32"  # as asked for: "auto" leaves the choice to the machine
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.convolutions = nn.ModuleDict()
@@ -116,6 +117,12 @@ class VGG(nn.Module):
             self.convolutions[layer] = convolution
         # Channels last is what CPU and GPU convolutions run fastest on.
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What decides the features, the same on every machine; the precision is the one that was asked for."""
+        names = ("name", "pooling", "padding", "precision")
+        return {name: getattr(self, name) for name in names} | {"weights": self.sha256}
 
     def variant(self, *, pooling: str, padding: str) -> VGG:
         """The same weights, not copied, with other pooling and padding."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import tempfile
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ex4lib import images
+_LEFTOVER_SECONDS = 3600  # a file in the making that is older was left by a process that was killed
 
 
 def figures_folder() -> Path:
@@ -59,10 +62,44 @@ def environment() -> dict[str, Any]:
     return {**versions, "python": platform.python_version(), "device": device}
 
 
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Write a file atomically (beside its place, then renamed), making its folder.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left in a folder an hour ago or earlier."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # another process may remove it too
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, the same bytes for the same content."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    images.write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode())
 
 
 def cache_dir() -> Path:

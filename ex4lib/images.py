@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 import urllib.parse
@@ -29,6 +28,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from torch import Tensor
 
 from ex4lib import checks
+from ex4lib.files import write_bytes
 
 ImageSource: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray | Tensor"
 
@@ -199,32 +199,6 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
             return dict(json.loads(opened.getexif().get(_DESCRIPTION, "{}")))
     except Exception:  # any decoder's error: nothing is known of this file
         return {}
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
-    """Write a file atomically (beside its place, then renamed), making its folder.
-
-    Raises:
-        OSError: the file cannot be written; the message names it.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".ex4-", suffix=".part")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
-    return path
 
 
 def png_text(metadata: dict[str, str]) -> PngImagePlugin.PngInfo:

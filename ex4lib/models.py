@@ -134,7 +134,7 @@ def features(
         network = _torchvision_vgg(name, pooling, padding)
     else:
         raise ValueError(f"name must be vgg19, vgg16 or vgg16-hed, got {name!r}")
-    network.sha256 = weights_sha256(network)
+    network.sha256, network.precision = weights_sha256(network), precision
     half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
     if half:
         network.convolutions.to(torch.bfloat16)  # the normalisation stays in float32

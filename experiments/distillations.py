@@ -114,7 +114,7 @@ def distilled(
     config = {"prompt": prompt, "loss": loss, "source_prompt": source_prompt, **options, "frames": sorted(frames)}
     config |= {"assignment": ASSIGNMENT.get(loss), "style_weight": style_weight}
     inputs = {name: x for name, x in (("source", source), ("style", style)) if x is not None}
-    hashes = {"pipeline": pipeline_sha256(pipe)} | ({features.name: features.sha256} if style is not None else {})
+    hashes = {"pipeline": pipeline_sha256(pipe)} | ({"features": features.identity} if style is not None else {})
     return stored("distilled", config, compute, inputs=inputs, weights=hashes)
 
 
@@ -260,7 +260,7 @@ def judged_edits(judge: Judge, network: VGG, edited: Tensor, sources: Tensor, ed
         return Run(values)
 
     config = {"edits": [dataclasses.asdict(edit) for edit in edits]}
-    hashes = {"judge": models.weights_sha256(judge.model), network.name: network.sha256}
+    hashes = {"judge": models.weights_sha256(judge.model), "network": network.identity}
     inputs = {"edited": edited, "sources": sources}
     return stored("edits", config, compute, inputs=inputs, weights=hashes).values
 

@@ -167,7 +167,7 @@ def drawn(
         return Run({"total_seconds": time.perf_counter() - started} | _traces(traces), shown)
 
     inputs = {"style": style} if guided else {}
-    hashes = {"pipeline": pipeline_sha256(pipe)} | ({features.name: features.sha256} if guided and features else {})
+    hashes = {"pipeline": pipeline_sha256(pipe)} | ({"features": features.identity} if guided and features else {})
     return stored("drawn", config, compute, inputs=inputs, weights=hashes)
 
 
@@ -197,7 +197,7 @@ def stylised(
 
     config = {"recipe": dataclasses.asdict(recipe), "evaluations": evaluations, "size": size}
     inputs = {"style": style, "drawings": stack(drawing)}
-    return stored("stylised", config, compute, inputs=inputs, weights={network.name: network.sha256})
+    return stored("stylised", config, compute, inputs=inputs, weights={"network": network.identity})
 
 
 def judged(

@@ -151,7 +151,7 @@ def looped(
     config |= {"start": start, "repeats": repeats, "style_loss": style_loss if guided else None}
     config |= {"guidance": dataclasses.asdict(guidance) if guided else None}
     inputs = {"picture": picture, "mask": mask, "style": style if guided else None}
-    hashes = {"model": _sha256(model)} | ({features.name: features.sha256} if guided else {})
+    hashes = {"model": _sha256(model)} | ({"features": features.identity} if guided else {})
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
     return stored("looped", config, compute, inputs=given, weights=hashes)
 
@@ -203,7 +203,7 @@ def denoised(
         return Run(values, shown)
 
     config = {"timesteps": list(timesteps), "steps": list(steps), "prompt": prompt, "seed": seed}
-    hashes = {"model": _sha256(model), network.name: network.sha256}
+    hashes = {"model": _sha256(model), "network": network.identity}
     return stored("denoised", config, compute, inputs={"pictures": pictures}, weights=hashes)
 
 
@@ -223,7 +223,7 @@ def _best_blur(x: Tensor, signal: float, pictures: Tensor) -> tuple[Tensor, dict
 def compared(network: VGG, run: Run, reference: Tensor) -> dict[str, list[float]]:
     """`fidelity` of a run's pictures, by seed, to one picture; kept in the store."""
     pictures = stack(native(run))
-    inputs, hashes = {"pictures": pictures, "reference": reference}, {network.name: network.sha256}
+    inputs, hashes = {"pictures": pictures, "reference": reference}, {"network": network.identity}
     measured = stored(
         "compared", {}, lambda: Run(fidelity(network, pictures, reference)), inputs=inputs, weights=hashes
     )

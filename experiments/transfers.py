@@ -49,7 +49,7 @@ def inversion(
         return Run(values, {"image": image})
 
     config = {"layer": layer, "evaluations": evaluations, "tv_weight": tv_weight, "seed": seed}
-    return stored("inversion", config, compute, inputs={"target": target}, weights={network.name: network.sha256})
+    return stored("inversion", config, compute, inputs={"target": target}, weights={"network": network.identity})
 
 
 def texture(
@@ -87,7 +87,13 @@ def texture(
 
     config = {"layers": layers, "judged": list(judged), "style_loss": style_loss}
     config |= {"tv_weight": tv_weight, "evaluations": evaluations, "seed": seed}
-    return stored("texture", config, compute, inputs={"style": style}, weights=_hashes(network, judge))
+    return stored(
+        "texture",
+        config,
+        compute,
+        inputs={"style": style},
+        weights=_identities(network, judge),
+    )
 
 
 def stylization(
@@ -116,7 +122,7 @@ def stylization(
     inputs = {"content": content, **{f"style{i}": each for i, each in enumerate(styles)}}
     for i, mask in enumerate(options.get("regions") or ()):
         inputs[f"mask{i}"] = mask
-    return stored("stylization", config, compute, inputs=inputs, weights={n.name: n.sha256 for n in (network, judge)})
+    return stored("stylization", config, compute, inputs=inputs, weights=_identities(network, judge))
 
 
 def weighted(
@@ -170,7 +176,7 @@ def weighted(
         config,
         compute,
         inputs={"content": content, "style": style},
-        weights=_hashes(network, judge),
+        weights=_identities(network, judge),
     )
 
 
@@ -230,8 +236,8 @@ def judgement(judge: VGG, image: Tensor, content: Tensor, style: Tensor) -> dict
     }
 
 
-def _hashes(*networks: VGG) -> dict[str, str | None]:
-    return {network.name: network.sha256 for network in networks}
+def _identities(network: VGG, judge: VGG) -> dict[str, dict]:
+    return {"network": network.identity, "judge": judge.identity}
 
 
 @torch.no_grad()

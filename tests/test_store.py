@@ -1,6 +1,7 @@
 """The store: computed once, never half kept."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import experiments.store as store_module
-from ex4lib import files, images
+from ex4lib import files, images, models
 from experiments.store import Run, stored
 
 
@@ -32,6 +33,12 @@ def compute():
     return run
 
 
+def key(store: Path) -> str:
+    """The key of the only run."""
+    (row,) = store_module.rows(store / "kind.jsonl")
+    return row
+
+
 def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
@@ -43,7 +50,7 @@ def test_the_second_call_does_not_compute(store, compute):
     assert first.values == second.values == {"loss": 0.333333, "curve": [1.0, 2], "name": "a"}
     assert torch.equal(first.pictures["image"], second.pictures["image"])
     assert first.provenance == second.provenance
-    assert len(file_names(store / "kind")) == 2
+    assert file_names(store) == [".lock", f"{key(store)}.jpg", "kind.jsonl"]
 
 
 def test_pictures_survive(compute):
@@ -89,7 +96,7 @@ def test_what_makes_another_run(store, compute, change):
     assert compute.calls == 2
     stored(compute=compute, **BASE)
     assert compute.calls == 2
-    assert len([name for name in file_names(store) if name.endswith(".json")]) == 2
+    assert sum(len(store_module.rows(table)) for table in store.glob("*.jsonl")) == 2
 
 
 def test_what_makes_no_other_run(compute):
@@ -137,10 +144,13 @@ def test_a_process_killed_while_writing(store, compute):
         run = store.Run({"loss": 1.0}, {"image": torch.zeros(1, 3, 8, 8)})
         real = os.fdopen
 
-        def die_at(suffix):
+        def die_at(turn):
+            opened = []
+
             def dying(descriptor, mode):
                 file = real(descriptor, mode)
-                if suffix in os.readlink(f"/proc/self/fd/{descriptor}"):
+                opened.append(file)
+                if len(opened) == turn:
                     file.write(b"half a")
                     file.flush()
                     os._exit(9)
@@ -149,20 +159,105 @@ def test_a_process_killed_while_writing(store, compute):
             os.fdopen = dying
             store.stored("kind", {}, lambda: run)
 
-        for suffix in (".jpg", ".json"):
+        for turn in (1, 2):  # the picture file, the table
             child = os.fork()
             if child == 0:
-                die_at(suffix)
+                die_at(turn)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     """
     environment = os.environ | {"PYTHONPATH": str(Path(store_module.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, timeout=300, check=True)
-    left = file_names(store)
-    assert any(".jpg" in name for name in left) and any(".json" in name for name in left)
-    assert not any(name.endswith(".json") for name in left)
+    left = list(store.rglob("*.part"))
+    assert len(left) == 2 and not (store / "kind.jsonl").exists()
+    for path in left:
+        os.utime(path, (0, 0))
     got = stored("kind", {}, compute)
     assert compute.calls == 1 and got.values["name"] == "a"
     assert got.pictures["image"].shape == compute.image.shape
+    assert file_names(store) == [".lock", f"{key(store)}.jpg", "kind.jsonl"]  # leftovers are gone
+
+
+def images_path(name):
+    return images.ASSETS / "content" / f"{name}.jpg"
+
+
+def damaged_table(store, change):
+    path = store / "kind.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: next(store.glob("kind/*.jpg")).unlink(),
+        lambda store: next(store.glob("kind/*.jpg")).write_bytes(b""),
+        lambda store: next(store.glob("kind/*.jpg")).write_bytes(images_path("coffee").read_bytes()),
+        lambda store: (store / "kind.jsonl").unlink(),
+        lambda store: damaged_table(store, lambda content: content[: len(content) // 2]),
+        lambda store: damaged_table(store, lambda content: content.replace(b"0.333333", b"0.333334")),
+        lambda store: damaged_table(store, lambda content: b"[]\n7\n" + content.replace(b'"key"', b'"kay"')),
+        lambda store: damaged_table(store, lambda content: b"\xff\x00" + content),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_is_computed_again(store, compute, damage):
+    """Numbers never stand beside pictures that they do not belong to."""
+    stored("kind", {}, compute)
+    damage(store)
+    compute.image = images.load("coffee", 64)
+    got = stored("kind", {}, compute)
+    assert compute.calls == 2 and (got.pictures["image"] - compute.image).abs().mean() < 0.02
+    assert torch.equal(stored("kind", {}, compute).pictures["image"], got.pictures["image"])
+    assert compute.calls == 2
+
+
+def test_a_sheet_holds_pictures_of_any_size_apart():
+    """Every picture is what it would be alone in a JPEG file: no neighbour blurs into it."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, 1), (8, 8), (7, 31), (256, 256), (9, 256), *[(100, 200)] * 12]
+    pictures = {str(i): torch.rand(1, 3, *size, generator=generator) for i, size in enumerate(sizes)}
+    got = stored("kind", {}, lambda: Run({}, pictures)).pictures
+    assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in pictures.items()}
+    for name, picture in pictures.items():
+        alone = stored("alone", {"name": name}, lambda x=picture: Run({}, {"x": x})).pictures["x"]
+        assert torch.equal(got[name], alone)
+
+
+def test_what_a_caller_changes_stays_his(compute):
+    stored("kind", {"a": [1]}, compute).values["curve"].append(9)
+    assert stored("kind", {"a": [1]}, compute).values["curve"] == [1.0, 2]
+
+
+def test_the_key_holds_what_was_asked_for_not_what_the_machine_chose(monkeypatch):
+    """A clone on another processor finds its runs; networks that differ in anything have runs of their own."""
+    found = []
+    for native in (False, True):
+        monkeypatch.setattr(models, "native_bfloat16", lambda *_, native=native: native)
+        found.append(models.features("vgg16-hed", precision="auto").identity)
+    assert found[0] == found[1] and found[0]["precision"] == "auto"
+    network = models.features("vgg16-hed")
+    identities = [network.identity, network.variant(pooling="average", padding="zeros").identity]
+    identities += [network.variant(pooling="max", padding="replicate").identity, found[0]]
+    assert len({json.dumps(identity) for identity in identities}) == 4
+
+
+def test_processes_side_by_side_lose_no_run(store):
+    script = """
+        import sys
+        import torch
+        from experiments import store
+
+        for number in range(12):
+            picture = torch.full((1, 3, 8, 8), number / 12)
+            run = store.stored("kind", {"number": number}, lambda: store.Run({"number": number}, {"x": picture}))
+            assert run.values["number"] == number and abs(run.pictures["x"].mean().item() - number / 12) < 0.01
+    """
+    environment = os.environ | {"PYTHONPATH": str(Path(store_module.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait(300) for process in processes] == [0, 0, 0]
+    rows = store_module.rows(store / "kind.jsonl")
+    assert sorted(row["config"]["number"] for row in rows.values()) == list(range(12)) and list(rows) == sorted(rows)
+    assert {path.stem for path in store.glob("kind/*.jpg")} == set(rows)
 
 
 def test_the_figures_folder(monkeypatch, tmp_path):

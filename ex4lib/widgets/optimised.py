@@ -110,5 +110,5 @@ def _optimised(steps: Iterator[optimisation.Step], network: VGG, inputs: dict[st
         loss=lambda step: step.loss.sum().item(),
         note=lambda step: step.note,
         inputs=inputs,
-        weights=lambda: {network.name: network.sha256},
+        weights=lambda: {"network": network.identity},
     )

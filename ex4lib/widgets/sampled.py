@@ -195,8 +195,8 @@ def _guided(
         denoiser, scheduler, x, steps=settings["steps"], objective=objective, guidance=guidance, generator=draws
     )  # fmt: skip
 
-    def weights() -> dict[str, str | None]:
-        hashes = {network.name: network.sha256 for network in networks}
+    def weights() -> dict:
+        hashes = {"features": networks[0].identity} if networks else {}
         return {Path(pipe.name_or_path).name: drawings.pipeline_sha256(pipe), **hashes}
 
     return _sampled(steps, inputs, weights)
