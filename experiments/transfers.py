@@ -116,12 +116,11 @@ def stylization(
         values |= {"losses": result.losses, "terms": {name: parts[-1] for name, parts in result.terms.items()}}
         return Run(values, {"image": result.image.float()})
 
-    # Finished runs are stored under the earlier names: blend for style_weights, mask0, mask1, ... for regions.
-    plain = {{"style_weights": "blend"}.get(name, name): value for name, value in options.items() if name != "regions"}
+    plain = {name: value for name, value in options.items() if name != "regions"}
     config = {"recipe": dataclasses.asdict(recipe), "size": size, "evaluations": evaluations, **plain}
     inputs = {"content": content, **{f"style{i}": each for i, each in enumerate(styles)}}
     for i, mask in enumerate(options.get("regions") or ()):
-        inputs[f"mask{i}"] = mask
+        inputs[f"region{i}"] = mask
     return stored("stylization", config, compute, inputs=inputs, weights=_identities(network, judge))
 
 
