@@ -1,15 +1,20 @@
 """Gradients of score distillation against their formulas, coefficients against closed forms, signs against a wish."""
 
+import itertools
+
 import diffusers
+import peft
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from ex4lib.diffusion import distillation
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
 from ex4lib.diffusion.distillation import Canvas, CoordinateNetwork, distil, distil_prompt, split_options
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean
-from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, literal_coefficient, tweedie_coefficients
+from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, Adapter, literal_coefficient, tweedie_coefficients
+from ex4lib.optimisation import PATIENCE
 from tests.random_models import save_stable_diffusion
 
 D = torch.float64
@@ -247,3 +252,179 @@ def test_the_learning_rate_is_the_pictures_and_the_adapter_has_its_own(loss, tmp
         {"adapter_learning_rate": 0.1, "rank": 2},
         {"learning_rate": 0.2},
     )
+
+
+@pytest.mark.parametrize("form", ["tweedie", "literal"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pds_is_finite_at_its_first_timestep_and_refuses_those_before(form, stride, samples):
+    clean, source = samples
+    rule = PDS(Odd(1.3), Odd(0.7), source, SCHEDULER, form, stride)
+    assert rule.timesteps == range(stride, 1000)
+    for t in (stride, 999):
+        assert rule.gradient(clean, t, seeded()).isfinite().all()
+    for t in range(stride):
+        with pytest.raises(ValueError, match=f"timestep must be from {stride} to 999"):
+            rule.gradient(clean, t, seeded())
+    with pytest.raises(ValueError, match="timestep must be from 1 to 999"):
+        literal_coefficient(SCHEDULER, 0)
+
+
+def test_the_range_of_t_is_limited_where_a_rule_divides_by_zero(samples):
+    clean, source = samples
+    rule = PDS(Wish(clean), Wish(source), source, SCHEDULER, stride=2)
+    with pytest.warns(RuntimeWarning, match="limited to timesteps 2 to 9, at which PDS is finite"):
+        loop = distil(rule, Canvas(clean), Pixels(), steps=60, t_range=(0, 0.009), generator=seeded())
+    seen = [step.timestep for step in loop]
+    assert set(seen) == set(range(2, 10))
+    with pytest.raises(ValueError, match="t_range must hold a timestep from 2 to 999"):
+        distil(rule, Canvas(clean), Pixels(), t_range=(0, 0.001))
+    unlimited = distil(SDS(Wish(clean), SCHEDULER), Canvas(clean), Pixels(), steps=40, t_range=(0, 0.002))
+    assert {step.timestep for step in unlimited} == {0, 1, 2}
+
+
+class Failing:
+    """A rule whose gradient is not finite at some updates."""
+
+    scheduler = SCHEDULER
+
+    def __init__(self, failing, value=float("nan")):
+        self.failing, self.value, self.calls = failing, value, 0
+
+    def gradient(self, clean, timestep, generator):
+        self.calls += 1
+        return torch.full_like(clean, self.value if self.calls - 1 in self.failing else 1.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_an_update_that_is_not_finite_is_taken_back(value):
+    loop = distil(Failing({3, 4}, value), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=8, warm_up=0)
+    with pytest.warns(RuntimeWarning, match="were not finite and were taken back"):
+        steps = list(loop)
+    assert [bool(step.note) for step in steps] == [False] * 3 + [True] * 2 + [False] * 3
+    assert torch.equal(steps[3].clean, steps[2].clean) and torch.equal(steps[4].clean, steps[2].clean)
+    assert all(step.clean.isfinite().all() for step in steps)
+    moved = [(after.clean - before.clean).abs().mean() for before, after in itertools.pairwise(steps)]
+    assert 0 < moved[4] < 0.5 * moved[1]  # a quarter of the learning rate
+
+
+def test_too_many_failures_end_the_loop_and_a_failing_start_is_an_error():
+    canvas = Canvas(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="not finite at the first update"):
+        next(distil(Failing({0}), canvas, Pixels(), steps=5))
+    assert torch.equal(canvas.sample, torch.zeros(1, 3, 4, 4))
+    with pytest.warns(RuntimeWarning):
+        steps = list(distil(Failing(range(2, 100)), canvas, Pixels(), steps=50))
+    assert len(steps) == 2 + PATIENCE and canvas.sample.isfinite().all()
+
+
+def test_failures_are_also_found_when_they_are_read_late(monkeypatch):
+    """As on an accelerator: read at every tenth update, but never in the picture."""
+    monkeypatch.setattr(distillation, "is_due", lambda device, index, total: (index + 1) % 10 == 0)
+    with pytest.warns(RuntimeWarning, match="2 updates were not finite"):
+        steps = list(distil(Failing({3, 4}), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=20))
+    assert [step.index for step in steps if step.note] == [9] and len(steps) == 20
+    assert torch.equal(steps[4].clean, steps[2].clean) and all(step.clean.isfinite().all() for step in steps)
+
+
+def conditions():
+    return (torch.randn(1, *shape, generator=seeded()) for shape in ((5, 12), (3, 8, 8)))
+
+
+def test_the_adapter_is_the_one_of_peft(unet):
+    told, clean = conditions()
+    adapter, count = Adapter(unet, rank=3), 0
+    for pair in (adapter.down, adapter.up):
+        for weight in pair:
+            weight.data = torch.randn(weight.shape, generator=seeded(count))
+            count += 1
+    with adapter.applied():
+        ours = unet(clean, 400, told).sample
+    plain = unet(clean, 400, told).sample
+    assert (ours - plain).abs().max() > 1e-3
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(peft.LoraConfig(r=3, lora_alpha=3, target_modules=layers), "theirs")
+    wrapped = [part for part in unet.modules() if hasattr(part, "lora_A") and "theirs" in part.lora_A]
+    for part, down, up in zip(wrapped, adapter.down, adapter.up, strict=True):
+        part.lora_A["theirs"].weight.data, part.lora_B["theirs"].weight.data = down.data, up.data
+    torch.testing.assert_close(unet(clean, 400, told).sample, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("ending", ["argument", "never started", "exception", "closed", "end"])
+def test_vsd_leaves_a_users_adapter_as_it_was(unet, enabled, ending):
+    told, clean = conditions()
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "particles")
+    if not enabled:
+        unet.disable_adapters()
+
+    def state():
+        hooks = {name: len(part._forward_hooks) for name, part in unet.named_modules()}
+        flags = {name: parameter.requires_grad for name, parameter in unet.named_parameters()}
+        return hooks, flags, {name: value.clone() for name, value in unet.state_dict().items()}
+
+    (hooks, flags, weights), output = state(), unet(clean, 400, told).sample
+    denoiser = Denoiser(unet, Pixels(), embeddings=told)
+    if ending == "argument":
+        with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+            VSD(denoiser, SCHEDULER, rank=0)
+    else:
+        broken = ending == "exception"
+        objective = (lambda image: image.no_such_attribute) if broken else None
+        loop = distil(VSD(denoiser, SCHEDULER), Canvas(clean), Pixels(), steps=3, objective=objective)
+        if broken:
+            with pytest.raises(AttributeError):
+                next(loop)
+        elif ending == "closed":
+            next(loop)
+            loop.close()
+        elif ending == "end":
+            assert len(list(loop)) == 3
+    after = state()
+    assert after[:2] == (hooks, flags) and after[2].keys() == weights.keys()
+    assert all(torch.equal(after[2][name], value) for name, value in weights.items())
+    assert torch.equal(unet(clean, 400, told).sample, output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_adapter_learns_in_float32_on_a_half_precision_network(unet, dtype):
+    told, clean = conditions()
+    rule = VSD(Denoiser(unet.to(dtype), Pixels(), embeddings=told.to(dtype)), SCHEDULER)
+    before = [parameter.clone() for parameter in rule.adapter.parameters()]
+    for t in (300, 500, 700):
+        assert rule.gradient(clean, t, seeded(t)).isfinite().all()
+    for parameter, old in zip(rule.adapter.parameters(), before, strict=True):
+        assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+        assert (parameter != old).float().mean() > 0.9
+
+
+def test_a_network_without_attention_has_nothing_to_adapt():
+    network = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",), norm_num_groups=4,
+        up_block_types=("UpBlock2D",), layers_per_block=1, add_attention=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="an adapter needs attention layers, but UNet2DModel has none"):
+        VSD(Denoiser(network, Pixels()), SCHEDULER)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number"),
+        ({"objective_weight": float("nan")}, "objective_weight must be a finite number"),
+        ({"weight": "none"}, "weight must be constant or variance"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"loss": "dds", "source": torch.rand(2, 3, 32, 32), "source_prompt": "a dog"}, "one for each source, got 1"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_computed(options, message, tmp_path):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        distil_prompt(pipe, "a cat", **options)
+
+
+def test_a_list_of_prompts_is_a_batch(tmp_path):
+    pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path))
+    (step,) = distil_prompt(pipe, ["a cat", "a dog"], steps=1)
+    assert step.image.shape == (2, 3, 32, 32)
