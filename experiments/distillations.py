@@ -21,8 +21,6 @@ from ex4lib.diffusion.distillation import (
     ASSIGNMENT,
     RULES,
     Canvas,
-    CoordinateNetwork,
-    Encoded,
     Step,
     distil,
     distil_prompt,
@@ -32,6 +30,7 @@ from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from experiments import grading
+from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.drawings import pipeline_sha256
 from experiments.store import Run, stored
 

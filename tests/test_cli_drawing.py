@@ -93,12 +93,12 @@ def test_only_the_assignments_judge_gives_points(folder, tmp_path):
         (["guide", "a cat", "no-such-style", "-o", "x.png"], "no shipped picture of that name"),
         (["guide", "a cat", "hokusai-great-wave", "-o", "x.txt"], "must end in .png"),
         (["distil", "--prompt", "a/b", "-o", "x"], "must not be empty nor hold '/'"),
-        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "pds"], "pds needs a source and prompts for it"),
+        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "pds"], "pds needs a source, a prompt for the source"),
         (
             ["distil", "--prompt", "a cat", "-o", "x", "--src-img", "chelsea", "--edit-prompt", "a dog"],
             "takes no source",
         ),
-        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "xds"], "loss must be one of sds, vsd, pds, dds"),
+        (["distil", "--prompt", "a cat", "-o", "x", "--loss", "xds"], "loss must be sds, vsd, pds or dds, got 'xds'"),
         (["evaluate", "."], "there are no .png pictures"),
     ],
 )
