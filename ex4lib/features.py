@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ex4lib import checks, images
+
 #: Convolutions per block.
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
@@ -141,14 +143,7 @@ class VGG(nn.Module):
         Raises:
             ValueError: an unknown layer, or none at all.
         """
-        if isinstance(layers, str):
-            layers = layers.replace(",", " ").split()
-        elif isinstance(layers, numbers.Integral):
-            layers = [layers]
-        names = [self.resolve(layer) for layer in layers]
-        if not names:
-            raise ValueError("at least one layer is needed")
-        return names
+        return [self.resolve(layer) for layer in checks.names(layers, "layers")]
 
     def minimum_size(self, layers: Iterable[str | int]) -> int:
         """The smallest image side for which every layer in ``layers`` has at least one position."""
@@ -184,14 +179,14 @@ class VGG(nn.Module):
         return features
 
     def masks(self, mask: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
-        """A spatial mask ``(B, 1, H, W)`` in [0, 1] taken to each layer's grid ``(B, 1, H_l, W_l)``.
+        """A mask, as `images.mask` takes it, on each layer's grid ``(B, 1, H_l, W_l)``.
 
         Each position gets the covered share of the pixels that were pooled into it.
 
         Raises:
-            ValueError: a mask of another shape or range, or a region of which less than one position is left.
+            ValueError: something that is no mask, or a region of which less than one position is left.
         """
-        check_mask(mask)
+        mask = images.mask(mask, "mask")
         wanted = self.names(layers)
         guides: dict[str, Tensor] = {}
         for layer in self._until(wanted):
@@ -227,21 +222,9 @@ class VGG(nn.Module):
         return F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
 
 
-def check_mask(mask: Tensor) -> Tensor:
-    """Return ``mask`` if it is ``(B, 1, H, W)`` in [0, 1], else say in one sentence what is wrong."""
-    if mask.ndim != 4 or mask.shape[1] != 1 or 0 in mask.shape:
-        raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got shape {tuple(mask.shape)}")
-    low, high = mask.min().item(), mask.max().item()
-    if not (low >= 0 and high <= 1):  # NaN fails every comparison
-        raise ValueError(f"a mask must be (B, 1, H, W) in [0, 1], got values from {low:.4g} to {high:.4g}")
-    return mask
-
-
 def _check_options(pooling: str, padding: str) -> None:
-    if pooling not in POOLING_SCALE:
-        raise ValueError(f"pooling must be one of {', '.join(POOLING_SCALE)}, got {pooling!r}")
-    if padding not in ("zeros", "replicate"):
-        raise ValueError(f"padding must be zeros or replicate, got {padding!r}")
+    checks.choice(pooling, "pooling", POOLING_SCALE)
+    checks.choice(padding, "padding", ("zeros", "replicate"))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ex4lib import checks
 from ex4lib.features import VGG
 from ex4lib.images import check
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
@@ -194,16 +195,14 @@ def style_terms(
     if not images:
         raise ValueError("at least one style is needed, got none")
     if isinstance(statistic, str):
-        if statistic not in STATISTICS:
-            raise ValueError(f"style_loss must be one of {', '.join(STATISTICS)}, got {statistic!r}")
-        statistic = STATISTICS[statistic]()
+        statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
     masks = [None] * len(images) if style_masks is None else list(style_masks)
-    weights = [weight * share for share in _weights(layer_weights, len(names), "layer_weights")]
+    weights = [weight * share for share in checks.weights(layer_weights, len(names), "layer_weights")]
     for argument, given in (("style_masks", masks), ("regions", regions)):
         if given is not None and len(given) != len(images):
             raise ValueError(f"{argument} must be one per style: {len(images)} styles, {len(given)} masks")
     if regions is None:
-        shares = _weights(style_weights, len(images), "style_weights")
+        shares = checks.weights(style_weights, len(images), "style_weights")
         targets = _blend(network, images, masks, names, statistic, shares)
         return [_style_term(name, statistic, targets[name], weights[i], relative) for i, name in enumerate(names)]
     if style_weights is not None:
@@ -300,13 +299,6 @@ def _norm(gradient: Tensor, name: str) -> float:
             f"to calibrate, the style gradient must be finite and not zero; that of {name} has norm {norm}"
         )
     return norm
-
-
-def _weights(weights: Sequence[float] | None, count: int, argument: str) -> list[float]:
-    weights = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(weights) != count or not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
-        raise ValueError(f"{argument} must be {count} finite weights of at least 0, not all 0, got {weights}")
-    return weights
 
 
 def _positive(unit: float, layer: str) -> float:

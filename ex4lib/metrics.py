@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ex4lib import colour, images
 from ex4lib.features import BLOCKS, VGG
 from ex4lib.files import optional
-from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, second_moment
+from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, gaussian_distance, second_moment
 
 #: Layers that no recipe of this library optimises.
 HELD_OUT = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
@@ -230,13 +230,9 @@ def colour_distance(image: Tensor, style: Tensor) -> float:
     ``W² / (‖μ*‖² + tr Σ*)`` with ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``. Squared and relative as
     `texture_distance` is, so that the two compare: 0 is the style itself, and a picture of zeros scores 1.
     """
-    (mean, covariance), (mean_style, covariance_style) = (
-        colour.colour_moments(images.resize(x, JUDGED_SIZE)) for x in (image, style)
-    )
-    eigenvalues = torch.linalg.eigvals(covariance @ covariance_style).real.clamp_min(0)
-    traces = (covariance + covariance_style).diagonal(dim1=1, dim2=2).sum(1)
-    squared = (mean - mean_style).square().sum(1) + traces - 2 * eigenvalues.sqrt().sum(1)
-    black = mean_style.square().sum(1) + covariance_style.diagonal(dim1=1, dim2=2).sum(1)
+    own, other = (colour.colour_moments(images.resize(x, JUDGED_SIZE)) for x in (image, style))
+    squared = gaussian_distance(*own, *other)
+    black = other[0].square().sum(1) + other[1].diagonal(dim1=1, dim2=2).sum(1)
     return (squared.clamp_min(0) / black).mean().item()
 
 

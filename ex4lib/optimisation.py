@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ex4lib import images
+from ex4lib import checks, images
 
 #: L-BFGS without a line search has lost its way when the loss has not fallen for so many evaluations.
 STALL = 10
@@ -117,16 +117,11 @@ def optimise(
     Raises:
         ValueError: an argument outside of these, at once; an objective not finite at ``init``, at the first step.
     """
-    if optimiser not in RATES:
-        raise ValueError(f"optimiser must be lbfgs or adam, got {optimiser!r}")
-    for name, value in (("evaluations", evaluations), ("history", history)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    rate = RATES[optimiser] if learning_rate is None else learning_rate
-    if not 0 < rate < math.inf:
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-    if seconds is not None and math.isnan(seconds):
-        raise ValueError(f"seconds must be a number, got {seconds}")
+    optimiser = checks.choice(optimiser, "optimiser", RATES)
+    evaluations = checks.integer(evaluations, "evaluations", low=1)
+    history = checks.integer(history, "history", low=1)
+    rate = RATES[optimiser] if learning_rate is None else checks.number(learning_rate, "learning_rate", above=0)
+    seconds = None if seconds is None else checks.number(seconds, "seconds")
     init = images.check(init, "init").detach()
     return _descend(objective, init, optimiser, evaluations, seconds, rate, history, fallback)
 

@@ -1,4 +1,4 @@
-"""Statistics of features: what is kept of a picture when the places of things are forgotten.
+"""Statistics of features: what describes a style because it does not depend on where things are.
 
 Each maps features ``(B, C, H, W)``, optionally weighted by a mask ``(B or 1, 1, H, W)``, to one tensor per image, in
 at least float32. Target and image go through the same function; targets of several styles blend as weighted means.
@@ -71,7 +71,7 @@ class BuresWasserstein:
     of a mixture when blended linearly. ``epsilon`` is added to both covariances, which makes the square roots smooth.
 
     Source: crowsonkb, style-transfer-pytorch. Differs from it in taking the trace of the square root from
-    eigenvalues, whose gradient is exact, in place of Newton-Schulz iterations.
+    eigenvalues, whose gradient is exact, in place of Newton-Schulz iterations (see `gaussian_distance`).
     """
 
     epsilon: float = 1e-4
@@ -82,19 +82,12 @@ class BuresWasserstein:
         return torch.cat([mean.mT, second_moment(features, mask)], 2)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        (mean_a, covariance_a), (mean_b, covariance_b) = self._moments(a), self._moments(b)
-        # With Σ* = L Lᵀ the matrices Σ*^½ Σ Σ*^½ and Lᵀ Σ L have the same eigenvalues.
-        factor = torch.linalg.cholesky(covariance_b)
-        eigenvalues = torch.linalg.eigvalsh(factor.mT @ covariance_a @ factor)
-        overlap = eigenvalues.clamp_min(self.epsilon**2).sqrt().sum(1)
-        traces = (covariance_a + covariance_b).diagonal(dim1=1, dim2=2).sum(1)
-        distance = (mean_a - mean_b).square().sum((1, 2)) + traces - 2 * overlap
-        return distance / a.shape[1]
+        return gaussian_distance(*self._moments(a), *self._moments(b), floor=self.epsilon) / a.shape[1]
 
     def _moments(self, statistic: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = statistic[..., :1], statistic[..., 1:]
         identity = torch.eye(raw.shape[1], dtype=raw.dtype, device=raw.device)
-        return mean, raw - mean @ mean.mT + self.epsilon * identity
+        return mean[..., 0], raw - mean @ mean.mT + self.epsilon * identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +150,24 @@ STATISTICS: dict[str, type] = {
     "bures": BuresWasserstein,
     "sliced": SlicedWasserstein,
 }
+
+
+def gaussian_distance(
+    mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor, *, floor: float = 0.0
+) -> Tensor:
+    """Squared 2-Wasserstein distance ``(B,)`` of Gaussians, means ``(B, C)`` and covariances ``(B, C, C)``.
+
+    ``W² = ‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_b^½ Σ_a Σ_b^½)^½)``. Both square roots are taken from eigenvalues, which
+    rounding may leave below 0, and below what is known of them: ``floor`` is the least eigenvalue of Σ_a and Σ_b.
+    The gradient with respect to the moments of a is exact.
+
+    Source: Dowson & Landau, "The Fréchet distance between multivariate normal distributions" (1982).
+    """
+    values, vectors = torch.linalg.eigh(covariance_b)
+    root = vectors @ (values.clamp_min(floor).sqrt()[..., None] * vectors.mT)
+    overlap = torch.linalg.eigvalsh(root @ covariance_a @ root).clamp_min(floor**2).sqrt().sum(-1)
+    traces = (covariance_a + covariance_b).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (mean_a - mean_b).square().sum(-1) + traces - 2 * overlap
 
 
 def second_moment(features: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ex4lib import colour, images
-from ex4lib.features import VGG, check_mask
+from ex4lib import checks, colour, images
+from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.losses import Objective, TotalVariation, content_terms, style_terms
 from ex4lib.optimisation import EVALUATIONS, Result, Step, finish, optimise
@@ -98,7 +97,7 @@ def stylize(
         start: ``"content"``, ``"noise"``, ``"grey"``, ``"statistics"`` (noise with the style's colours), or a
             picture: then scales smaller than it are left out, and the result has no higher loss than it.
         style_weights: shares of several styles; by default even.
-        regions: for each style a mask ``(1, 1, H, W)`` in [0, 1] of the part of the result that it applies to.
+        regions: for each style a mask, as `images.mask` takes it, of the part of the result that it applies to.
         style_masks: for each style a mask of the part of it that is looked at, or None for all of it.
         stroke_scale: longer side of the style relative to that of the result: larger gives larger brush strokes.
         keep_colour: ``"no"``; ``"match"`` recolours the style to the photograph's mean and covariance first;
@@ -131,8 +130,8 @@ def stylize_steps(
     seconds: float | None = None,
     start: str | ImageSource = "content",
     style_weights: Sequence[float] | None = None,
-    regions: Sequence[Tensor] | None = None,
-    style_masks: Sequence[Tensor | None] | None = None,
+    regions: Sequence[ImageSource] | None = None,
+    style_masks: Sequence[ImageSource | None] | None = None,
     stroke_scale: float = 1.0,
     keep_colour: str = "no",
     optimiser: str = "lbfgs",
@@ -140,18 +139,13 @@ def stylize_steps(
 ) -> Iterator[Step]:
     """The loop of `stylize`, a `Step` per evaluation over all scales; arguments and errors as there."""
     device = network.mean.device
-    photograph = _picture(content, "content").to(device)
-    sources = style if isinstance(style, (list, tuple)) else [style]
-    styles = [_picture(source, "style").to(device) for source in sources]
-    if not styles:
-        raise ValueError("at least one style is needed")
-    if not 0 < stroke_scale < math.inf:
-        raise ValueError(f"stroke_scale must be positive and finite, got {stroke_scale}")
-    if keep_colour not in COLOURS:
-        raise ValueError(f"keep_colour must be no, match or luminance, got {keep_colour!r}")
-    start = _start(start)
+    photograph = images.picture(content, "content").to(device)
+    styles = [painting.to(device) for painting in images.pictures(style, "style")]
+    stroke_scale = checks.number(stroke_scale, "stroke_scale", above=0)
+    keep_colour, start = checks.choice(keep_colour, "keep_colour", COLOURS), _start(start)
     least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
     scales = _scales(scales, size, photograph, start, least)
+    evaluations = checks.integer(evaluations, "evaluations", low=1)
     if evaluations < len(scales):
         raise ValueError(f"evaluations must be at least one per scale ({len(scales)}), got {evaluations}")
     if keep_colour != "no":
@@ -175,7 +169,7 @@ def stylize_steps(
     init = starting_image(start, first[1], styles[0], generator)
     fallback = None if isinstance(start, str) else start.to(device)
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds, "fallback": fallback}
-    return _coarse_to_fine(problem, first, init, scales, _grid(target, size), chroma=chroma, **limits)
+    return _coarse_to_fine(problem, first, init, scales, _grid(target, scales[-1]), chroma=chroma, **limits)
 
 
 def _coarse_to_fine(
@@ -245,7 +239,7 @@ def invert_steps(
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
     """The loop of `invert`, a `Step` per evaluation; arguments and errors as there."""
-    target = _picture(target, "target").to(network.mean.device)
+    target = images.picture(target, "target").to(network.mean.device)
     parts = [*content_terms(network, target, [layer], relative=True), TotalVariation(tv_weight)]
     init = starting_image(_start(start), target, target, generator)
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
@@ -288,10 +282,8 @@ def synthesize_steps(
     generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
     """The loop of `synthesize`, a `Step` per evaluation; arguments and errors as there."""
-    style = _picture(style, "style").to(network.mean.device)
-    if size is None:
-        size = tuple(style.shape[-2:])
-    grid = (size, size) if isinstance(size, numbers.Integral) else size
+    style = images.picture(style, "style").to(network.mean.device)
+    grid = tuple(style.shape[-2:]) if size is None else checks.grid(size)
     terms = style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights)
     init = starting_image(_start(start), images.resize(style, grid), style, generator)
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
@@ -327,15 +319,11 @@ def refuse_renamed(arguments: Mapping[str, object], renamed: Mapping[str, str]) 
             raise ValueError(f"the argument {name} is now called {renamed[name]}")
 
 
-def _picture(source: ImageSource, argument: str) -> Tensor:
-    return images.check(source, argument) if isinstance(source, Tensor) else images.load(source)
-
-
 def _start(start: str | ImageSource) -> str | Tensor:
     if isinstance(start, str) and start in STARTS:
         return start
     try:
-        return _picture(start, "start")
+        return images.picture(start, "start")
     except FileNotFoundError as error:
         raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {start!r}") from error
 
@@ -352,12 +340,13 @@ def _grid(image: Tensor, side: float) -> tuple[int, int]:
 
 def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str | Tensor, least: int) -> list[int]:
     """The longer sides from coarse to fine, without those that are too small for the layers or below the start."""
+    size = checks.size(size)
     if scales is None:
         scales = [size]
         while scales[0] >= 256 and min(_grid(content, scales[0] // 2)) >= least:
             scales.insert(0, scales[0] // 2)
-    scales = list(scales)
-    if not scales or scales != sorted(scales) or scales[-1] != size or scales[0] < 1:
+    scales = [checks.size(scale, "each of scales") for scale in scales]
+    if not scales or scales != sorted(scales) or scales[-1] != size:
         raise ValueError(f"scales must rise to size {size}, got {scales}")
     if isinstance(start, Tensor):
         scales = [scale for scale in scales if scale >= max(start.shape[-2:])] or [size]
@@ -376,12 +365,14 @@ def _style_side(style: Tensor, side: float, least: int) -> int:
     return max(round(side), math.ceil(least * max(height, width) / min(height, width)))
 
 
-def _masks(masks: Sequence | None, argument: str, count: int, device: torch.device) -> list[Tensor | None] | None:
+def _masks(
+    masks: Sequence[ImageSource | None] | None, argument: str, count: int, device: torch.device
+) -> list[Tensor | None] | None:
     if masks is None:
         return None
     if len(masks) != count:
         raise ValueError(f"{argument} must be one per style: {count} styles, {len(masks)} masks")
-    return [mask if mask is None else check_mask(mask).to(device) for mask in masks]
+    return [mask if mask is None else images.mask(mask, argument).to(device) for mask in masks]
 
 
 def _fitted(image: Tensor | None, like: Tensor) -> Tensor | None:

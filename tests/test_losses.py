@@ -239,7 +239,7 @@ def test_terms_of_one_name(small, picture):
     ("options", "message"),
     [
         ({"layers": ["relu9_9"]}, "has no layer 'relu9_9'"),
-        ({"statistic": "grams"}, "style_loss must be one of gram, meanvar, bures, sliced"),
+        ({"statistic": "grams"}, "style_loss must be gram, meanvar, bures or sliced"),
         ({"layer_weights": [1, 2]}, "layer_weights must be 3"),
         ({"layer_weights": [1, -1, 1]}, "layer_weights"),
         ({"layer_weights": [1, float("nan"), 1]}, "layer_weights"),

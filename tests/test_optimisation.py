@@ -263,8 +263,8 @@ def test_a_channels_last_start(generator):
     [
         ({"optimiser": "sgd"}, "optimiser must be lbfgs or adam, got 'sgd'"),
         ({"evaluations": 0}, "evaluations must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0"),
         ({"init": torch.full((1, 3, 4, 4), float("nan"))}, "init must lie in"),
         ({"init": torch.zeros(3, 4, 4)}, "init must have shape"),
     ],
@@ -274,6 +274,57 @@ def test_bad_arguments(generator, options, message):
     with pytest.raises(ValueError, match=message):
         next(optimise(objective, **({"init": objective.start()} | options)))
     assert objective.calls == 0
+
+
+@METHODS
+@pytest.mark.parametrize("offset", [-1000.0, -1.0, 0.0, 3.0])
+def test_losses_of_any_sign(generator, optimiser, offset):
+    objective = Quadratic(generator)
+    result = finish(
+        optimise(lambda image: objective(image) + offset, objective.start(), optimiser=optimiser, evaluations=300)
+    )
+    torch.testing.assert_close(result.image, objective.minimum, rtol=0, atol=5e-3)
+    assert result.loss == pytest.approx(min(result.losses))
+
+
+@METHODS
+def test_a_mean_can_be_raised(optimiser):
+    start = torch.full((1, 3, 4, 4), 0.5)
+    result = finish(optimise(lambda image: -image.mean((1, 2, 3)), start, optimiser=optimiser, evaluations=100))
+    assert result.image.min() > 0.95 and result.loss < -0.95
+
+
+@METHODS
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_gradient_that_is_not_finite_is_noticed_at_its_step(generator, optimiser):
+    objective = Quadratic(generator)
+
+    def cracked(image):
+        loss = objective(image)
+        if objective.calls == 4:
+            loss = loss + (image.sum() * 0).sqrt()  # 0, with an infinite slope
+        return loss
+
+    steps = list(optimise(cracked, objective.start(), optimiser=optimiser, evaluations=20))
+    assert [step.index for step in steps if step.note] == [4]
+    assert all(step.image.isfinite().all() for step in steps)
+
+
+@METHODS
+def test_a_fallback_is_kept_until_something_better_is_found(generator, optimiser):
+    objective = Quadratic(generator)
+    steps = list(optimise(objective, objective.start(), optimiser=optimiser, evaluations=3, fallback=objective.minimum))
+    assert steps[-1].lowest == 0 and torch.equal(steps[-1].best, objective.minimum)
+    better = list(
+        optimise(objective, objective.start(), optimiser=optimiser, fallback=torch.zeros_like(objective.start()))
+    )
+    assert objective(better[-1].best) < 0.01 * objective(objective.start())
+
+
+def test_seconds_end_the_loop(generator):
+    objective = Quadratic(generator)
+    assert finish(optimise(objective, objective.start(), seconds=0)).evaluations == 1
+    assert finish(optimise(objective, objective.start(), evaluations=10**9, seconds=0.2)).seconds < 5
 
 
 def test_an_empty_loop_has_no_result():

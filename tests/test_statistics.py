@@ -13,6 +13,7 @@ from ex4lib.statistics import (
     MeanVar,
     SlicedWasserstein,
     at_least_float32,
+    gaussian_distance,
     second_moment,
 )
 
@@ -99,6 +100,29 @@ def test_bures_wasserstein_in_one_dimension(feature):
     a, b = feature(1, 1, 8, 8), 3 + 2 * feature(1, 1, 8, 8)
     expected = (a.mean() - b.mean()) ** 2 + (a.std(correction=0) - b.std(correction=0)) ** 2
     assert statistic.distance(statistic(a), statistic(b)).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 5, 40])
+def test_bures_wasserstein_of_fewer_positions_than_channels(positions):
+    """Covariances without full rank, of large and uneven features: float32 agrees with float64."""
+    generator = torch.Generator().manual_seed(positions)
+    scales = torch.logspace(-3, 3, 64, dtype=torch.float64)[:, None, None]
+    a, b = (scales * torch.rand(1, 64, 1, positions, generator=generator, dtype=torch.float64) for _ in range(2))
+    statistic = BuresWasserstein()
+    exact = statistic.distance(statistic(a), statistic(b)).item()
+    single = a.float().requires_grad_()
+    loss = statistic.distance(statistic(single), statistic(b.float()))
+    (gradient,) = torch.autograd.grad(loss.sum(), single)
+    assert gradient.isfinite().all()
+    assert loss.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_gaussian_distance_of_commuting_covariances():
+    """Of diagonal covariances: ‖μ - μ*‖² + Σ (σ - σ*)²."""
+    mean, other_mean, deviation, other = torch.rand(4, 3, 5, dtype=torch.float64)
+    got = gaussian_distance(mean, torch.diag_embed(deviation**2), other_mean, torch.diag_embed(other**2))
+    expected = (mean - other_mean).square().sum(1) + (deviation - other).square().sum(1)
+    torch.testing.assert_close(got, expected)
 
 
 def test_bures_wasserstein_survives_dead_channels_in_float32():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ex4lib import colour, images, models, transfer
 from ex4lib.losses import Objective
+from ex4lib.statistics import STATISTICS
 from ex4lib.transfer import TUTORIAL, Recipe, invert, starting_image, stylize, synthesize
 from tests.random_models import random_network
 
@@ -286,29 +287,27 @@ ONES, NAN = torch.ones(1, 1, 24, 32), float("nan")
         ({"content": torch.full((1, 3, 24, 32), NAN)}, "content must lie in"),
         ({"content": torch.zeros(1, 3, 24, 32, dtype=torch.uint8)}, "content must be floating point"),
         ({"style": torch.full((1, 3, 24, 32), 255.0)}, "style must lie in"),
-        ({"style": []}, "at least one style"),
-        ({"style": [], "regions": []}, "at least one style"),
+        ({"style": []}, "style must be one or more pictures"),
+        ({"style": [], "regions": []}, "style must be one or more pictures"),
         ({"size": 0}, "size"),
         ({"size": 3}, "needs at least 4 x 4 pixels"),
         ({"scales": [64, 32]}, r"scales must rise to size 32, got \[64, 32\]"),
         ({"scales": [16, 24]}, "scales must rise to size 32"),
-        ({"scales": [0, 32]}, "scales must rise to size 32"),
+        ({"scales": [0, 32]}, "each of scales must be at least 1, got 0"),
         ({"evaluations": 0}, "evaluations must be at least"),
         ({"evaluations": 1, "scales": [16, 32]}, r"at least one per scale \(2\), got 1"),
         ({"start": "contents"}, "start must be content, noise, grey, statistics or a picture, got 'contents'"),
         ({"start": torch.full((1, 3, 24, 32), NAN)}, "start must lie in"),
         ({"style_weights": [1, 1]}, "style_weights must be 1 finite"),
-        ({"style_weights": [-1]}, "style_weights must be 1 finite"),
-        ({"style_weights": [NAN]}, "style_weights must be 1 finite"),
+        ({"style_weights": [-1]}, "each of style_weights must be a finite number of at least 0, got -1"),
+        ({"style_weights": [NAN]}, "each of style_weights must be a finite number"),
         ({"style_weights": [1], "regions": [ONES]}, "style_weights and regions"),
         ({"regions": [ONES, ONES]}, "regions must be one per style: 1 styles, 2 masks"),
         ({"regions": [torch.zeros(1, 1, 24, 32)]}, "empty at layer relu1_1"),
-        ({"regions": [ONES * NAN]}, "a mask must be"),
-        ({"regions": [torch.ones(24, 32)]}, "a mask must be"),
-        ({"regions": [torch.ones(1, 3, 24, 32)]}, "a mask must be"),
-        ({"stroke_scale": 0.0}, "stroke_scale must be positive"),
-        ({"stroke_scale": NAN}, "stroke_scale must be positive"),
-        ({"stroke_scale": float("inf")}, "stroke_scale must be positive and finite"),
+        ({"regions": [ONES * NAN]}, "regions must be finite"),
+        ({"stroke_scale": 0.0}, "stroke_scale must be a finite number above 0"),
+        ({"stroke_scale": NAN}, "stroke_scale must be a finite number above 0"),
+        ({"stroke_scale": float("inf")}, "stroke_scale must be a finite number above 0"),
         ({"style_scale": 2.0}, "style_scale is now called stroke_scale"),
         ({"blend": [1]}, "blend is now called style_weights"),
         ({"masks": [ONES]}, "masks is now called regions"),
@@ -319,7 +318,7 @@ ONES, NAN = torch.ones(1, 1, 24, 32), float("nan")
         ({"recipe": {"style_weight": NAN}}, "weight of style/relu1_1"),
         ({"recipe": {"content_weight": -1.0}}, "weight of content/relu3_1"),
         ({"recipe": {"tv_weight": NAN}}, "weight of tv"),
-        ({"recipe": {"style_loss": "grams"}}, "style_loss must be one of"),
+        ({"recipe": {"style_loss": "grams"}}, "style_loss must be gram, meanvar, bures or sliced"),
         ({"recipe": {"style_layers": ("relu7_1",)}}, "has no layer 'relu7_1'"),
         ({"recipe": {"content_layers": ("conv_20",)}}, "has no layer 'conv_20'"),
         ({"recipe": {"layer_weights": (1.0,)}}, "layer_weights must be 2"),
@@ -393,8 +392,8 @@ def test_the_size_of_a_texture(network, pair, size, expected):
         (invert, ["relu1_1"], {"start": "photo"}, "start must be"),
         (invert, ["pool5"], {}, "needs at least 32 x 32"),
         (synthesize, [["relu9_1"]], {}, "has no layer"),
-        (synthesize, [[]], {}, "at least one layer"),
-        (synthesize, [["relu1_1"]], {"style_loss": "l2"}, "style_loss must be one of"),
+        (synthesize, [[]], {}, "layers must be one or more names"),
+        (synthesize, [["relu1_1"]], {"style_loss": "l2"}, "style_loss must be gram, meanvar, bures or sliced"),
         (synthesize, [["relu1_1"]], {"size": 0}, "size must be at least 1"),
         (synthesize, [["relu1_1"]], {"size": (8, 0)}, "size must be at least 1"),
         (synthesize, [["relu1_1"]], {"layer_weights": [1, 2]}, "layer_weights must be 1"),
@@ -448,3 +447,92 @@ def test_the_default_recipe_is_the_documented_one():
     assert Recipe() == transfer.DEFAULT
     assert len(transfer.DEFAULT.layer_weights) == len(transfer.DEFAULT.style_layers)
     assert TUTORIAL.style_weight / TUTORIAL.content_weight == 1e6
+
+
+# --- every shipped picture ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", images.names())
+def test_every_statistic_through_the_default_recipe(offline, name):
+    """The same picture as content and as style of another, so small that deep layers have few positions."""
+    for statistic in STATISTICS:
+        recipe = dataclasses.replace(transfer.DEFAULT, style_loss=statistic)
+        result = stylize(offline, "chelsea", name, recipe=recipe, size=32, evaluations=2)
+        assert np.isfinite(result.losses).all() and result.image.isfinite().all(), statistic
+
+
+# --- resuming, stopping, panoramas --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimiser", ["lbfgs", "adam"])
+def test_a_result_resumed_is_never_worse(offline, optimiser):
+    """A picture is continued at its own size, black and white pixels included."""
+    arguments = (offline, "chelsea", "hokusai-great-wave")
+    first = stylize(*arguments, size=256, evaluations=6, optimiser=optimiser)
+    start = (first.image * 1.2 - 0.1).clamp(0, 1)
+    shapes = []
+    again = stylize(
+        *arguments, size=256, evaluations=2, start=start, callback=lambda step: shapes.append(step.image.shape[2:])
+    )
+    objective = transfer.DEFAULT.objective(
+        offline, images.load("chelsea", 256), [images.load("hokusai-great-wave", 256)]
+    )
+    assert set(shapes) == {start.shape[2:]}
+    assert again.loss <= objective(start).item() * (1 + 1e-4)
+    assert again.loss == pytest.approx(objective(again.image).item(), rel=0.05)
+
+
+def test_the_loss_is_that_of_the_finest_scale(network, pair):
+    result = stylize(network, *pair, recipe=SMALL, size=64, scales=[16, 64], evaluations=8)
+    objective = SMALL.objective(network, images.resize(pair[0], 64), [images.resize(pair[1], 64)])
+    assert result.loss == pytest.approx(objective(result.image).item(), rel=1e-3)
+
+
+def test_ctrl_c_keeps_the_best_picture_at_the_final_size(network, pair):
+    def stop(step):
+        if step.index == 3:
+            raise KeyboardInterrupt
+
+    result = stylize(network, *pair, recipe=SMALL, size=48, scales=[16, 48], evaluations=20, callback=stop)
+    assert result.interrupted and result.evaluations == 3 and result.image.shape[2:] == (36, 48)
+
+
+def test_seconds_end_the_loop_at_the_final_size(network, pair):
+    result = stylize(network, *pair, recipe=SMALL, size=48, scales=[16, 48], evaluations=10_000, seconds=0.3)
+    assert not result.interrupted and 2 <= result.evaluations < 10_000 and result.image.shape[2:] == (36, 48)
+    assert stylize(network, *pair, recipe=SMALL, size=48, scales=[16, 48], seconds=0).evaluations == 2
+
+
+def test_panoramas(offline):
+    """A content of 9:1 and a style of 10:1 at the default size."""
+    content, style = torch.rand(1, 3, 100, 900), torch.rand(1, 3, 50, 500)
+    shapes = []
+    stylize(offline, content, style, evaluations=2, callback=lambda step: shapes.append(tuple(step.image.shape[2:])))
+    assert shapes == [(28, 256)] * 2
+    with pytest.raises(ValueError, match="size 100 makes the content 11 x 100 pixels"):
+        stylize(offline, content, style, size=100, evaluations=2)
+
+
+def test_the_chroma_is_resized_once_per_scale(network, pair, monkeypatch):
+    calls, resize = [], images.resize
+    monkeypatch.setattr(images, "resize", lambda image, size: calls.append(size) or resize(image, size))
+    stylize(network, *pair, recipe=SMALL, size=32, evaluations=30, keep_colour="luminance")
+    assert len(calls) < 15
+
+
+@pytest.mark.parametrize("layers", ["relu1_1,relu2_1", " relu1_1 , relu2_1 ", [1, 6], ["1", "6"], (np.int64(1), 6)])
+def test_layers_in_every_form(network, pair, layers):
+    result = synthesize(network, pair[1], layers, evaluations=1)
+    assert {name for name in result.terms if name.startswith("style")} == {"style/relu1_1", "style/relu2_1"}
+
+
+def test_style_masks_choose_a_part_of_the_style(network, picture):
+    content, style = picture(32, 32, dtype=torch.float32), picture(32, 32, dtype=torch.float32)
+    style[..., 16:] = 1.0
+    left = torch.zeros(32, 32, dtype=torch.bool)
+    left[:, :16] = True
+    recipe = dataclasses.replace(SMALL, style_layers=("conv1_1",), style_loss="meanvar", content_weight=0.0)
+    masked = stylize(network, content, style, recipe=recipe, size=32, evaluations=1, style_masks=[left])
+    whole = stylize(network, content, style, recipe=recipe, size=32, evaluations=1)
+    assert masked.losses != whole.losses

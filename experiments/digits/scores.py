@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ex4lib.metrics import kernel_distance
+from ex4lib.statistics import gaussian_distance
 
 from .digits import Digits
 from .methods import evaluating
@@ -49,17 +50,12 @@ def features(classifier: Classifier, pictures: Tensor, batch: int = 500) -> tupl
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """FID of features ``(N, F)``: ``|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)``; biased upward for few pictures.
 
-    The trace of the root is the sum of the square roots of the eigenvalues of ``Σ_a^½ Σ_b Σ_a^½``.
     Source: Heusel et al. (2017), equation 6.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a Fréchet distance needs at least two pictures on each side, got {len(a)} and {len(b)}")
-    first, second = torch.cov(a.double().T), torch.cov(b.double().T)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
-    gap = (a.double().mean(0) - b.double().mean(0)).square().sum()
-    return max(0.0, (gap + first.trace() + second.trace() - 2 * cross).item())
+    (mean_a, covariance_a), (mean_b, covariance_b) = ((x.double().mean(0), torch.cov(x.double().T)) for x in (a, b))
+    return gaussian_distance(mean_a, covariance_a, mean_b, covariance_b).clamp_min(0).item()
 
 
 def nearest(pictures: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
