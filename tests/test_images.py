@@ -467,7 +467,7 @@ def exif_with(orientation):
 
 
 def test_lab_tiff(tmp_path):
-    lab = np.array([[[255, 128, 128], [0, 128, 128], [136, 208, 195]]], dtype=np.uint8)  # white, black, red
+    lab = np.array([[[255, 128, 128], [0, 128, 128], [138, 209, 198]]], dtype=np.uint8)  # white, black, red
     lab[..., 1:] ^= 128  # a TIFF holds signed a* and b*
     Image.frombytes("LAB", (3, 1), lab.tobytes()).save(tmp_path / "lab.tif")
     got = as_levels(images.load(tmp_path / "lab.tif"))[0].astype(int)
