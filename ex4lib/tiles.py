@@ -1,0 +1,242 @@
+"""Objectives for pictures whose features do not fit into memory: the picture is seen in overlapping tiles.
+
+Gram matrices and raw moments are means over positions. The statistic of the whole picture is therefore the mean of the
+tiles' statistics, weighted by their areas, and one pass without gradients finds it. Its gradient is then known before
+a second pass, which carries it through the network tile by tile. Every position is computed once, in a tile that
+holds all pixels it depends on: loss and gradient are those of the whole picture up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ex4lib import checks
+from ex4lib.features import VGG
+from ex4lib.losses import ContentTerm, Objective, StyleTerm, TotalVariation
+from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
+
+#: Tiles begin at multiples of this, where the grids of all layers have a position.
+ALIGNMENT = 32
+#: Side of a tile in pixels without its overlap, by default: about 2.5 GB with VGG-16 or VGG-19.
+TILE = 768
+#: Pairs of vectors that L-BFGS keeps where pictures are tiled; each has the size of the picture.
+HISTORY = 3
+#: Losses whose statistics are means over positions.
+LINEAR = ("gram", "bures")
+
+
+class TiledObjective:
+    """`transfer.Recipe.objective` in tiles: images ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
+
+    Arguments:
+        recipe: a `transfer.Recipe`; its style loss must be one of `LINEAR`.
+        network: the feature network.
+        content, styles: pictures ``(B, 3, H, W)``.
+        style_weights, regions, style_masks: as in `losses.style_terms`.
+        tile: side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
+
+    Raises:
+        ValueError: another style loss, or a tile of another size.
+    """
+
+    def __init__(
+        self, recipe, network: VGG, content: Tensor, styles: Sequence[Tensor], *, tile: int = TILE,
+        style_weights: Sequence[float] | None = None, regions: Sequence[Tensor] | None = None,
+        style_masks: Sequence[Tensor | None] | None = None,
+    ):  # fmt: skip
+        self.tile = checks.size(tile, "tile", multiple=ALIGNMENT)
+        self.statistic: Statistic = STATISTICS[checks.choice(recipe.style_loss, "style_loss in tiles", LINEAR)]()
+        self.network = network.variant(pooling=recipe.pooling, padding=recipe.padding)
+        if regions is not None and style_weights is not None:
+            raise ValueError("style_weights and regions exclude each other: styles either blend or have a region each")
+        layers = [network.resolve(layer) for layer in recipe.style_layers]
+        weights = checks.weights(recipe.layer_weights, len(layers), "layer_weights")
+        masks = [None] * len(styles) if style_masks is None else style_masks
+        found = [self._statistics(*pair, layers) for pair in zip(styles, masks, strict=True)]
+        parts: list = self._content(content, recipe)
+        if regions is None:
+            shares = checks.weights(style_weights, len(styles), "style_weights")
+            found = [
+                {
+                    layer: sum(share * one[layer] for share, one in zip(shares, found, strict=True)) / sum(shares)
+                    for layer in layers
+                }
+            ]
+        for number, target in enumerate(found):
+            covered = {} if regions is None else self.network.masks(regions[number], layers)
+            suffix = "" if regions is None else f"/{number}"
+            for layer, weight in zip(layers, weights, strict=True):
+                unit = (
+                    self.statistic.distance(torch.zeros_like(target[layer]), target[layer]) if recipe.relative else 1.0
+                )
+                weight, mask = recipe.style_weight * weight, covered.get(layer)
+                parts.append(StyleTerm(layer, self.statistic, target[layer], weight, mask, suffix, unit))
+        self.whole = Objective(self.network, [*parts, TotalVariation(recipe.tv_weight)])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return torch.stack(list(self.terms(image).values())).sum(0)
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        """Weighted loss ``(B,)`` of each term. Only their sum has the right gradient: one term carries all of it."""
+        values = _Terms.apply(image, self)
+        return dict(zip((part.name for part in self._parts()), values, strict=True))
+
+    def _parts(self) -> list:
+        return [part for part in self.whole.parts if part.weight]
+
+    def evaluate(self, image: Tensor, gradient: bool) -> tuple[list[Tensor], Tensor | None]:
+        """Losses ``(B,)`` by term and, if asked for, the gradient of their sum, like ``image``."""
+        parts, statistics, losses = self._parts(), {}, {}
+        for window in self._tiles(image):
+            features = self.network(window.crop(image), self.whole.layers)
+            for part in parts:
+                if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
+                    statistic = share * self.statistic(*window.core(features, part))
+                    statistics[part.name] = statistics.get(part.name, 0.0) + statistic
+                elif isinstance(part, ContentTerm):
+                    losses[part.name] = losses.get(part.name, 0.0) + part.weight * window.content(features, part)
+        slopes = {}
+        for part in parts:
+            if isinstance(part, StyleTerm):
+                with torch.enable_grad():
+                    statistic = statistics[part.name].requires_grad_()
+                    loss = part.weight * self.statistic.distance(statistic, part.target) / part.unit
+                    (slopes[part.name],) = torch.autograd.grad(loss.sum(), statistic)
+                losses[part.name] = loss.detach()
+        with torch.enable_grad():
+            smooth = image.detach().requires_grad_()
+            variation = [part.weight * part.loss(smooth, {}) for part in parts if isinstance(part, TotalVariation)]
+            total = torch.autograd.grad(variation[0].sum(), smooth)[0] if variation else torch.zeros_like(image)
+        losses |= {"tv": loss.detach() for loss in variation}
+        if gradient:
+            for window in self._tiles(image):
+                window.crop(total).add_(self._gradient(window, window.crop(image), slopes))
+        return [losses[part.name] for part in parts], total if gradient else None
+
+    def _gradient(self, window: _Window, crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
+        with torch.enable_grad():
+            crop = crop.detach().clone().requires_grad_()
+            features, surrogate = self.network(crop, self.whole.layers), crop.new_zeros(())
+            for part in self._parts():
+                if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
+                    statistic = share * self.statistic(*window.core(features, part))
+                    surrogate = surrogate + (slopes[part.name] * statistic).sum()
+                elif isinstance(part, ContentTerm):
+                    surrogate = surrogate + part.weight * window.content(features, part).sum()
+            return torch.autograd.grad(surrogate, crop)[0]
+
+    @torch.no_grad()
+    def _statistics(self, image: Tensor, mask: Tensor | None, layers: list[str]) -> dict[str, Tensor]:
+        covered = {} if mask is None else self.network.masks(mask, layers)
+        parts = [StyleTerm(layer, self.statistic, torch.empty(0), 1.0, covered.get(layer)) for layer in layers]
+        found = dict.fromkeys(layers, 0.0)
+        for window in self._tiles(image, layers):
+            features = self.network(window.crop(image), layers)
+            for part in parts:
+                if share := window.share(part.mask, part.layer):
+                    found[part.layer] = found[part.layer] + share * self.statistic(*window.core(features, part))
+        return found
+
+    @torch.no_grad()
+    def _content(self, image: Tensor, recipe) -> list[ContentTerm]:
+        layers = [self.network.resolve(layer) for layer in recipe.content_layers]
+        targets: dict[str, Tensor] = {}
+        for window in self._tiles(image, layers):
+            features = self.network(window.crop(image), layers)
+            for layer in layers:
+                core = at_least_float32(window.cut(features[layer], layer, local=True))
+                shape = (*core.shape[:2], *(side // window.strides[layer] for side in image.shape[-2:]))
+                target = targets.setdefault(layer, core.new_empty(shape))
+                window.cut(target, layer).copy_(core)
+        units = {layer: target.square().mean().item() if recipe.relative else 1.0 for layer, target in targets.items()}
+        return [ContentTerm(layer, targets[layer], recipe.content_weight / units[layer]) for layer in layers]
+
+    def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator[_Window]:
+        """The tiles of a picture, row by row."""
+        chain = self.network.layers[: max(map(self.network.layers.index, layers or self.whole.layers)) + 1]
+        strides, stride, reach = {}, 1, 0
+        for layer in chain:
+            reach += stride * layer.startswith("conv")  # pixels beyond its own that a position depends on
+            stride *= 2 if layer.startswith("pool") else 1
+            strides[layer] = stride
+        margin = -(-reach // ALIGNMENT) * ALIGNMENT
+        height, width = image.shape[-2:]
+        for top, bottom in _spans(height, self.tile):
+            for left, right in _spans(width, self.tile):
+                yield _Window((top, left), (bottom, right), margin, (height, width), strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """A tile: the core that it stands for, and around it a margin of what the core depends on."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+    margin: int
+    size: tuple[int, int]
+    strides: dict[str, int]
+
+    def crop(self, image: Tensor) -> Tensor:
+        """The tile's pixels with the margin, as a view."""
+        rows, columns = (
+            slice(max(0, start - self.margin), min(end + self.margin, size))
+            for start, end, size in zip(self.start, self.end, self.size, strict=True)
+        )
+        return image[..., rows, columns]
+
+    def cut(self, grid: Tensor, layer: str, *, local: bool = False) -> Tensor:
+        """The core on a layer's grid: of the whole picture, or with ``local`` of this tile with its margin."""
+        slices = []
+        for start, end in zip(self.start, self.end, strict=True):
+            offset = max(0, start - self.margin) // self.strides[layer] if local else 0
+            slices.append(slice(start // self.strides[layer] - offset, end // self.strides[layer] - offset))
+        return grid[..., slices[0], slices[1]]
+
+    def core(self, features: dict[str, Tensor], part: StyleTerm) -> tuple[Tensor, Tensor | None]:
+        """Features and mask of the core, for a statistic."""
+        mask = None if part.mask is None else self.cut(part.mask, part.layer)
+        return self.cut(features[part.layer], part.layer, local=True), mask
+
+    def share(self, mask: Tensor | None, layer: str) -> float:
+        """The core's share of all positions, or of the mask."""
+        if mask is not None:
+            return (self.cut(mask, layer).sum() / mask.sum()).item()
+        stride = self.strides[layer]
+        rows, columns = (
+            (end // stride - start // stride) / (size // stride)
+            for start, end, size in zip(self.start, self.end, self.size, strict=True)
+        )
+        return rows * columns
+
+    def content(self, features: dict[str, Tensor], part: ContentTerm) -> Tensor:
+        """The core's part of the content loss, before its weight."""
+        core = at_least_float32(self.cut(features[part.layer], part.layer, local=True))
+        return (core - self.cut(part.target, part.layer)).square().sum((1, 2, 3)) / part.target[0].numel()
+
+
+class _Terms(torch.autograd.Function):
+    """The losses of a `TiledObjective`, stacked; the gradient is that of their sum."""
+
+    @staticmethod
+    def forward(ctx, image: Tensor, objective: TiledObjective) -> Tensor:
+        losses, gradient = objective.evaluate(image.detach(), ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient)
+        return torch.stack([loss.to(image.dtype) for loss in losses])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope: Tensor):
+        (gradient,) = ctx.saved_tensors
+        if not torch.equal(slope, slope[:1].expand_as(slope)):
+            raise RuntimeError("the terms of a tiled objective have no gradients of their own, only their sum has")
+        return gradient * slope[0].view(-1, 1, 1, 1), None
+
+
+def _spans(side: int, tile: int) -> list[tuple[int, int]]:
+    """Where the cores begin and end along a side; the last one takes up to half a tile more, or less."""
+    starts = [number * tile for number in range(max(1, round(side / tile)))]
+    return list(zip(starts, [*starts[1:], side], strict=True))
