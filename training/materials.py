@@ -60,8 +60,8 @@ def ancient(sprite: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     cracks = np.abs(stain - 0.5) < 0.016
     colours[cracks] = dark
     made = _with(sprite, colours)
-    inner = np.asarray(Image.fromarray(sprite[..., 3]).filter(ImageFilter.MinFilter(9)))
-    made[..., 3] = np.where((inner < 128) & (grit > 0.62), 0, made[..., 3])
+    inner = np.asarray(Image.fromarray(sprite[..., 3]).filter(ImageFilter.MinFilter(7)))
+    made[..., 3] = np.where((inner < 128) & (grit > 0.7), 0, made[..., 3])
     return made
 
 
@@ -111,8 +111,8 @@ def neon(canvas: Image.Image, sprite: Image.Image, corner: tuple[int, int], colo
     pixels = np.asarray(layer).astype(np.float32)
     alpha = pixels[..., 3:] / 255
     body = pixels[..., :3] * alpha
-    ground = np.asarray(canvas) * np.array([0.16, 0.17, 0.3])
-    dark = ground * (1 - alpha) + body * 0.2
+    ground = np.asarray(canvas) * np.array([0.26, 0.27, 0.42])
+    dark = ground * (1 - alpha) + body * 0.28
     down, right = np.diff(body, axis=0, append=body[-1:]), np.diff(body, axis=1, append=body[:, -1:])
     inner = np.clip((np.abs(down).max(-1) + np.abs(right).max(-1) - 40) / 90, 0, 1)
     a = layer.getchannel("A")

@@ -24,28 +24,28 @@ fish / dolphin | dolphin!E / whale | spouting-whale whale / shark
     "person": """
 man / woman / old man / princess / dancer | woman-dancing!E | a ballerina; a dancing woman
 man with a hat | man-detective!ET | a man wearing a hat / astronaut | astronaut!T
-santa claus | santa-claus | ~ santa claus; santa
+~ santa claus
 """,
     "face": """
-smiling face | slightly-smiling-face | a smiley / robot / alien / ghost / skull
+smiley | slightly-smiling-face / robot / alien / ghost / skull
 """,
     "food": """
-burger | hamburger | a hamburger; a burger with lettuce / hotdog | hot-dog | a hot dog / pizza | pizza | ~ pizza
-~ french fries | french-fries | ~ fries / ~ bread | bread | a loaf of bread / ~ pancakes / birthday cake
-doughnut | doughnut | a donut / ice cream | soft-ice-cream | an ice cream cone
-cup of coffee | hot-beverage!V | ~ coffee / teapot / apple | red-apple / orange | tangerine / banana
+burger | hamburger | a hamburger; a burger with lettuce / hotdog | hot-dog | a hot dog / ~ pizza
+~ french fries / ~ bread / ~ pancakes / birthday cake
+doughnut / ice cream | soft-ice-cream
+cup of coffee | hot-beverage!V / teapot / apple | red-apple / orange | tangerine / banana
 watermelon / ~ grapes / strawberry / ~ cherries / pineapple / carrot / mushroom / pumpkin | jack-o-lantern
 """,
     "vehicle": """
 car | automobile / bus | bus | a bus; a school bus / taxi / police car / truck | delivery-truck / fire engine
 tractor / sports car | racing-car!E | a sportscar; a racing car / motorcycle | motorcycle!E
-bicycle | bicycle | a bike / train | locomotive | a locomotive / tram | tram-car
+bicycle / train | locomotive / tram | tram-car
 """,
     "boat": """
 boat | sailboat!E | a sailboat / ship | passenger-ship ship
 """,
     "air": """
-airplane | airplane | a plane / helicopter / rocket | rocket | a rocket ship / flying saucer / balloon / kite
+airplane / helicopter / rocket | rocket | a rocket ship / flying saucer / balloon / kite
 """,
     "building": """
 house / cabin | hut | a hut / villa | house-with-garden / village | houses | ~ houses / church / castle / mosque
@@ -54,19 +54,19 @@ mountain | snow-capped-mountain!E / volcano
 """,
     "plant": """
 tree | deciduous-tree / pine tree | evergreen-tree / palm tree / christmas tree / cactus / rose | rose!V / tulip
-sunflower / daisy | blossom | a flower / snowman | snowman!V / campfire / ~ people around a campfire
-fire | fire | ~ flames
+sunflower / flower | blossom / snowman | snowman!V / campfire / ~ people around a campfire
+fire
 """,
     "heavens": """
 the sun | sun / the moon | crescent-moon / star / cloud / rainbow | rainbow!VE
 planet | ringed-planet / the earth | globe-showing-europe-africa globe-showing-americas
 """,
     "object": """
-umbrella / hat | top-hat | a top hat / crown / shoe | running-shoe / shirt | t-shirt / backpack
-gift | wrapped-gift | a present / light bulb / candle / book | closed-book / pencil | pencil!V / ~ scissors
-key / guitar / drum / camera / television | television | a tv / computer | laptop | a laptop
-clock | alarm-clock / football | soccer-ball | a soccer ball / teddy bear / chair
-couch | couch-and-lamp | a sofa / bed / heart | red-heart
+umbrella / hat | top-hat / crown / shoe | running-shoe / shirt | t-shirt / backpack
+gift | wrapped-gift / light bulb / candle / book | closed-book / pencil | pencil!V / ~ scissors
+key / guitar / drum / camera / television / computer | laptop
+clock | alarm-clock / football | soccer-ball / teddy bear / chair
+couch | couch-and-lamp / bed / heart | red-heart
 """,
 }
 

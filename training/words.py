@@ -25,7 +25,7 @@ GROUNDS = {
     "gradient": {"": ["", "", "", "on a colorful background"]},
     "grass": {
         "": ["on grass", "on the grass", "in a meadow"],
-        "animal": ["on grass", "sitting on grass", "standing on grass"],
+        "animal": ["on grass", "sitting on grass", "sitting on grass"],
     },
     "flowers": {"": ["surrounded by flowers", "in a field of flowers", "among flowers"]},
     "desert": {"": ["in the desert", "in a desert", "on sand"]},
