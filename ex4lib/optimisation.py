@@ -28,6 +28,9 @@ PATIENCE = 8
 #: Forward and backward passes, by default.
 EVALUATIONS = 300
 
+#: Pairs of vectors that L-BFGS keeps, by default.
+HISTORY = 20
+
 #: Learning rate of each optimiser, by default.
 RATES = {"lbfgs": 1.0, "adam": 0.03}
 
@@ -91,7 +94,7 @@ def optimise(
     evaluations: int = EVALUATIONS,
     seconds: float | None = None,
     learning_rate: float | None = None,
-    history: int = 20,
+    history: int = HISTORY,
     fallback: Tensor | None = None,
 ) -> Iterator[Step]:
     """Minimise ``objective`` over the pixels of ``init``; yields a `Step` per evaluation of it.

@@ -18,6 +18,7 @@ from ex4lib import checks
 from ex4lib.features import VGG
 from ex4lib.losses import ContentTerm, Objective, StyleTerm, TotalVariation
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
+from ex4lib.transfer import Recipe
 
 #: Tiles begin at multiples of this, where the grids of all layers have a position.
 ALIGNMENT = 32
@@ -27,6 +28,23 @@ TILE = 768
 HISTORY = 3
 #: Losses whose statistics are means over positions.
 LINEAR = ("gram", "bures")
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledRecipe(Recipe):
+    """A recipe that sees pictures in tiles of this side where they are larger, for `transfer.stylize`.
+
+    Example:
+        >>> recipe = TiledRecipe(tile=1024)
+        >>> stylize(network, "photograph.jpg", "hokusai-great-wave", recipe=recipe, size=4000, evaluations=20)
+    """
+
+    tile: int = TILE
+
+    def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:
+        if max(len(_spans(side, self.tile)) for side in content.shape[-2:]) == 1:
+            return super().objective(network, content, styles, **options)
+        return TiledObjective(self, network, content, styles, tile=self.tile, **options)
 
 
 class TiledObjective:
@@ -48,6 +66,7 @@ class TiledObjective:
         style_weights: Sequence[float] | None = None, regions: Sequence[Tensor] | None = None,
         style_masks: Sequence[Tensor | None] | None = None,
     ):  # fmt: skip
+        self.history = HISTORY
         self.tile = checks.size(tile, "tile", multiple=ALIGNMENT)
         self.statistic: Statistic = STATISTICS[checks.choice(recipe.style_loss, "style_loss in tiles", LINEAR)]()
         self.network = network.variant(pooling=recipe.pooling, padding=recipe.padding)
@@ -111,7 +130,7 @@ class TiledObjective:
             smooth = image.detach().requires_grad_()
             variation = [part.weight * part.loss(smooth, {}) for part in parts if isinstance(part, TotalVariation)]
             total = torch.autograd.grad(variation[0].sum(), smooth)[0] if variation else torch.zeros_like(image)
-        losses |= {"tv": loss.detach() for loss in variation}
+        losses |= {"tv": variation[0].detach()} if variation else {}
         if gradient:
             for window in self._tiles(image):
                 window.crop(total).add_(self._gradient(window, window.crop(image), slopes))
@@ -204,7 +223,7 @@ class _Window:
     def share(self, mask: Tensor | None, layer: str) -> float:
         """The core's share of all positions, or of the mask."""
         if mask is not None:
-            return (self.cut(mask, layer).sum() / mask.sum()).item()
+            return (self.cut(mask, layer).double().sum() / mask.double().sum()).item()
         stride = self.strides[layer]
         rows, columns = (
             (end // stride - start // stride) / (size // stride)

@@ -14,7 +14,7 @@ from ex4lib import checks, colour, images
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.losses import Objective, TotalVariation, content_terms, style_terms
-from ex4lib.optimisation import EVALUATIONS, Result, Step, finish, optimise
+from ex4lib.optimisation import EVALUATIONS, HISTORY, Result, Step, finish, optimise
 
 #: Longer side of a stylised picture in pixels, by default.
 SIZE = 256
@@ -197,6 +197,7 @@ def _coarse_to_fine(
             evaluations=share if left > 1 else evaluations - done,
             seconds=None if seconds is None else (seconds - (time.perf_counter() - began)) / left,
             fallback=None if fallback is None else _fitted(fallback, content),
+            history=getattr(objective, "history", HISTORY),  # tiled objectives are for pictures that fill the memory
         )
         colours = None if chroma is None else _fitted(chroma, content)
         for step in steps:

@@ -65,3 +65,15 @@ def test_what_tiles_cannot_do(small, picture, recipe, tile, message):
     recipe = dataclasses.replace(transfer.DEFAULT, **recipe)
     with pytest.raises(ValueError, match=message):
         tiles.TiledObjective(recipe, small, picture(64, 64), [picture(64, 64)], tile=tile)
+
+
+def test_a_recipe_in_tiles_paints_the_same_picture(small, picture):
+    content, style = picture(100, 140), picture(60, 60)
+    options = {"size": 140, "scales": [70, 140], "evaluations": 6}
+    whole, tiled = (
+        transfer.stylize(small, content, style, recipe=recipe, **options)
+        for recipe in (transfer.DEFAULT, tiles.TiledRecipe(tile=64))
+    )
+    assert len(tiles._spans(100, 64)) == 2 and len(tiles._spans(70, 64)) == 1
+    torch.testing.assert_close(tiled.losses, whole.losses, rtol=1e-7, atol=0)
+    torch.testing.assert_close(tiled.image, whole.image, rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ex4lib import checks, files, images, models, transfer
+from ex4lib import checks, files, images, models, tiles, transfer
 from ex4lib.cli import batch
 from ex4lib.cli.options import (
     Evaluations,
@@ -44,6 +44,7 @@ def stylize(
     size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(stylize_steps, "size"),
     scales: Annotated[str | None, typer.Option(help="Longer sides from coarse to fine, such as 128,256.")] = None,
     layers: Annotated[str, typer.Option(help="Style layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
+    tile: Annotated[int, typer.Option(help="See large pictures in tiles of this side; 0 for whole.")] = 0,
     style_loss: StyleLoss = DEFAULT.style_loss,
     style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = DEFAULT.style_weight,
     tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = DEFAULT.tv_weight,
@@ -77,6 +78,9 @@ def stylize(
     recipe = dataclasses.replace(DEFAULT, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
     if layers != ",".join(DEFAULT.style_layers):
         recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
+    if checks.integer(tile, "tile", low=0):
+        fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+        recipe = tiles.TiledRecipe(**fields, tile=checks.size(tile, "tile", multiple=tiles.ALIGNMENT))
     checks.integer(quality, "quality", low=1, high=100)
     options = {"recipe": recipe, "size": checks.size(size), "scales": numbers(scales, "scales", int)}
     options |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
