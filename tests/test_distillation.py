@@ -299,7 +299,7 @@ class Failing:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_is_taken_back(value):
     loop = distil(Failing({3, 4}, value), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=8, warm_up=0)
-    with pytest.warns(RuntimeWarning, match="were not finite and were taken back"):
+    with pytest.warns(RuntimeWarning, match="update 4: 1 of 1 not finite and taken back"):
         steps = list(loop)
     assert [bool(step.note) for step in steps] == [False] * 3 + [True] * 2 + [False] * 3
     assert torch.equal(steps[3].clean, steps[2].clean) and torch.equal(steps[4].clean, steps[2].clean)
@@ -321,7 +321,7 @@ def test_too_many_failures_end_the_loop_and_a_failing_start_is_an_error():
 def test_failures_are_also_found_when_they_are_read_late(monkeypatch):
     """As on an accelerator: read at every tenth update, but never in the picture."""
     monkeypatch.setattr(distillation, "is_due", lambda device, index, total: (index + 1) % 10 == 0)
-    with pytest.warns(RuntimeWarning, match="2 updates were not finite"):
+    with pytest.warns(RuntimeWarning, match="update 10: 2 of 10 not finite"):
         steps = list(distil(Failing({3, 4}), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=20))
     assert [step.index for step in steps if step.note] == [9] and len(steps) == 20
     assert torch.equal(steps[4].clean, steps[2].clean) and all(step.clean.isfinite().all() for step in steps)

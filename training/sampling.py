@@ -79,8 +79,9 @@ def draw(unet, scheduler, count: int, seed: int, *, steps: int = STEPS, text=Non
     for start in range(0, count, batch):
         x, options = noise[start : start + batch].to(unet.device), {}
         if text is not None:
-            told = text.encode(list(prompts[start : start + batch]))
-            options = {"embeddings": told, "negative": text.encode([""] * len(told)), "guidance_scale": GUIDANCE}
+            embeddings = text.encode(list(prompts[start : start + batch]))
+            options = {"embeddings": embeddings, "guidance_scale": GUIDANCE}
+            options["negative"] = text.encode([""] * len(embeddings))
         step, _ = finish(sample(Denoiser(_Fast(unet), Pixels(), **options), scheduler, x, steps=steps))
         done.append(step.sample.cpu())
     return torch.cat(done)

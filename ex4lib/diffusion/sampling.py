@@ -185,8 +185,8 @@ def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, bat
 def _check_batch(denoiser: Denoiser, x: Tensor, generator) -> None:
     prompts = getattr(denoiser, "embeddings", None)
     if x.ndim != 4 or (prompts is not None and len(prompts) != len(x)):
-        told = "" if prompts is None else f" with one picture for each of the {len(prompts)} prompts"
-        raise ValueError(f"x must have shape (B, C, H, W){told}, got {tuple(x.shape)}")
+        number = "" if prompts is None else f" with one picture for each of the {len(prompts)} prompts"
+        raise ValueError(f"x must have shape (B, C, H, W){number}, got {tuple(x.shape)}")
     if isinstance(generator, (list, tuple)) and len(generator) != len(x):
         raise ValueError(f"generator must be one, or one for each of {len(x)} pictures, got {len(generator)}")
 
