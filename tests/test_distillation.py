@@ -429,3 +429,20 @@ def test_a_list_of_prompts_is_a_batch(tmp_path):
     pipe = StyleGuidedStableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path))
     (step,) = distil_prompt(pipe, ["a cat", "a dog"], steps=1)
     assert step.image.shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("loss", ["sds", "dds", "pds"])
+def test_an_update_reads_nothing_from_the_device(loss, samples, monkeypatch):
+    """Tensors on "meta" have no values: reading one, or mixing it with another device's, is an error."""
+    plain = torch.optim.AdamW  # the fused one has no kernel for "meta"
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, fused, **options: plain(parameters, **options))
+    clean, source = samples
+    net, other = Odd(1.3), Odd(0.7)
+    rule = {"sds": lambda: SDS(net, SCHEDULER), "dds": lambda: DDS(net, other, source, SCHEDULER),
+            "pds": lambda: PDS(net, other, source, SCHEDULER)}[loss]()  # fmt: skip
+    loop = distil(rule, Canvas(clean).to("meta"), Pixels(), steps=30, generator=seeded(),
+                  objective=lambda image: image.square().mean((1, 2, 3)))  # fmt: skip
+    steps = [next(loop) for _ in range(3)]
+    assert all(step.clean.device.type == step.image.device.type == "meta" for step in steps)
+    with pytest.raises(RuntimeError):
+        _ = steps[0].gradient_rms
