@@ -161,7 +161,7 @@ def _updates(rule: Rule, canvas: nn.Module, space, plan: _Plan) -> Iterator[Step
             failures = failures + len(results) if not any(results) else results[::-1].index(True)
             if lost := results.count(False):
                 schedule.base_lrs = [rate / 2**lost for rate in schedule.base_lrs]
-                note = f"update {index + 1}: {lost} of {len(results)} not finite and taken back; the learning rate is halved"
+                note = f"update {index + 1}: {lost} of {len(results)} not finite and taken back, learning rate halved"
                 warnings.warn(note, RuntimeWarning, stacklevel=2)
         yield Step(index, plan.steps, t, loss, clean.detach().clone(), note, gradient, space.render)
         if failures >= PATIENCE:
