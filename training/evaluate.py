@@ -5,19 +5,21 @@ ceiling.
 """
 
 import json
+import textwrap
 import time
 from datetime import date
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio
+from matplotlib.figure import Figure
 
+from ex4lib import figures, images, metrics, models
 from ex4lib.judge import Judge
 
-from . import networks
+from . import looks, networks
 from .faces import face_pictures
+from .painter import paint
 from .pictures import Pictures
 from .recipe import MODELS, to_tensor
 from .sampling import (
@@ -31,102 +33,152 @@ from .sampling import (
     pick_device,
     reconstruct,
 )
+from .styled import LOOK_NAMES
 from .things import THINGS, with_article
-from .words import NAMED_LOOKS
+from .words import caption
 
 
 def _share(right: torch.Tensor) -> float:
     return round(float(right.float().mean()), 4)
 
 
-def judge_accuracy(judge: Judge, scenes: Pictures, draws: int = 8) -> dict:
-    """R@1, picture -> caption, among 256 held-out scenes with different captions; mean and std over draws."""
-    found = []
-    for k in range(draws):
-        chosen, seen = [], set()
-        for i in np.random.default_rng((9, k)).permutation(len(scenes)):
-            caption = scenes.said[i]["caption"]
-            if caption not in seen and caption != "a high quality photo":
-                seen.add(caption)
-                chosen.append(i)
-            if len(chosen) == 256:
-                break
-        pictures = to_tensor(scenes[np.array(chosen)]) / 2 + 0.5
-        scores = judge.scores(pictures, [scenes.said[i]["caption"] for i in chosen])
-        found.append(_share(scores.argmax(1) == torch.arange(len(chosen))))
-    return {"recall_at_1_among_256": round(float(np.mean(found)), 4), "std": round(float(np.std(found)), 4)}
+PAINTINGS = (
+    "arcimboldo-spring",
+    "bruegel-the-harvesters",
+    "hokusai-great-wave",
+    "hokusai-poppies",
+    "kandinsky-composition-viii",
+    "leonardo-mona-lisa",
+    "renoir-moulin-de-la-galette",
+    "van-gogh-village-street-in-auvers",
+)  # none of them was trained on
+HEAVY = 0.9  # heaviness of the styles under which the judge has to recognise things
 
 
-def autoencoder_quality(vae: AutoencoderKL, scenes: Pictures, count: int = 1024) -> dict:
-    """PSNR (dB, 8 bit) of held-out scenes, mean over pictures, in all and for every look."""
-    chosen = np.arange(min(count, len(scenes)))
-    originals = scenes[chosen]
-    again = reconstruct(vae, to_tensor(originals).to(vae.device)).cpu()
-    again = ((again + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    psnr = np.array([peak_signal_noise_ratio(a, b) for a, b in zip(originals, again, strict=True)])
-    looks = np.array([scenes.said[i]["look"] for i in chosen])
+def different_scenes(scenes: Pictures, count: int, draw: int) -> np.ndarray:
+    """Numbers of held-out scenes whose contents all differ."""
+    chosen, seen = [], set()
+    for i in np.random.default_rng((9, draw)).permutation(len(scenes)):
+        label = scenes.said[i]["label"]
+        if label not in seen:
+            seen.add(label)
+            chosen.append(i)
+        if len(chosen) == count:
+            break
+    return np.array(chosen)
+
+
+def said(scenes: Pictures, chosen: np.ndarray, look: str | None = None) -> list[str]:
+    """A caption of each scene."""
+    return [caption(scenes.said[i], np.random.default_rng((11, int(i))), look) for i in chosen]
+
+
+def judge_accuracy(judge: Judge, scenes: Pictures, draws: int = 4) -> dict:
+    """R@1, picture -> caption, among 256 held-out scenes with different contents, plain and in heavy styles."""
+    found = {"plain": [], "heavily_painted": []}
+    for draw in range(draws):
+        chosen = different_scenes(scenes, 256, draw)
+        pictures, captions = to_tensor(scenes[chosen]) / 2 + 0.5, said(scenes, chosen)
+        heaviness = torch.full((len(chosen),), HEAVY)
+        painted = paint(pictures, torch.Generator().manual_seed(draw), heaviness)
+        for name, shown in (("plain", pictures), ("heavily_painted", painted)):
+            found[name].append(_share(judge.scores(shown, captions).argmax(1) == torch.arange(len(chosen))))
+    return {f"recall_at_1_among_256_{name}": round(float(np.mean(shares)), 4) for name, shares in found.items()}
+
+
+def _psnr(originals: torch.Tensor, again: torch.Tensor) -> float:
+    """Mean PSNR over pictures in [0, 1], dB, at 8 bits."""
+    levels = [(x.clamp(0, 1) * 255).round() / 255 for x in (originals, again)]
+    return round(float((-10 * torch.log10((levels[0] - levels[1]).square().mean((1, 2, 3)))).mean()), 2)
+
+
+def autoencoder_quality(vae: AutoencoderKL, scenes: Pictures, count: int = 512) -> dict:
+    """PSNR of held-out scenes and of the paintings, and which paintings are nearest to their own round trip."""
+    plain = to_tensor(scenes[np.arange(min(count, len(scenes)))]) / 2 + 0.5
+    painted = paint(plain, torch.Generator().manual_seed(0))
+    paintings = torch.cat(
+        [images.resize(images.crop_square(images.load(name)), networks.SIZES["vae"]) for name in PAINTINGS]
+    )
+
+    def again(pictures):
+        return reconstruct(vae, (pictures * 2 - 1).to(vae.device)).cpu() / 2 + 0.5
+
+    distances = metrics.style_distances(again(paintings), PAINTINGS, models.features("vgg16-hed", where="cpu"))
+    nearest = metrics.specificity(distances, range(len(PAINTINGS)))
     return {
-        "pixels": int(originals.shape[1]),
-        "pictures": len(chosen),
-        "psnr": round(float(psnr.mean()), 2),
-        "psnr_per_look": {str(look): round(float(psnr[looks == look].mean()), 2) for look in sorted(set(looks))},
+        "pixels": networks.SIZES["vae"],
+        "pictures": len(plain),
+        "psnr_plain": _psnr(plain, again(plain)),
+        "psnr_in_styles": _psnr(painted, again(painted)),
+        "psnr_paintings": _psnr(paintings, again(paintings)),
+        "paintings": len(PAINTINGS),
+        "paintings_nearest_to_themselves": int(sum(nearest.nearest)),
     }
 
 
-def captions_of_things(scenes: Pictures, count: int = 64) -> list[int]:
-    """Held-out scenes of one thing each, all different things, in plain looks: their indices."""
+def scenes_of_things(scenes: Pictures, count: int = 64) -> np.ndarray:
+    """Held-out scenes of one thing each, all different things: their numbers."""
     chosen, seen = [], set()
-    for i, s in enumerate(scenes.said):
-        fits = len(s["things"]) == 1 and s["look"] == "plain" and s["caption"] != "a high quality photo"
-        if fits and s["things"][0] not in seen:
-            seen.add(s["things"][0])
+    for i, scene in enumerate(scenes.said):
+        if len(scene["things"]) == 1 and scene["things"][0] not in seen:
+            seen.add(scene["things"][0])
             chosen.append(i)
         if len(chosen) == count:
-            return chosen
-    return chosen
+            break
+    return np.array(chosen)
 
 
 def looks_found(judge: Judge, pictures: torch.Tensor, asked: list[tuple[str, str]]) -> torch.Tensor:
-    """Whether the judge prefers each picture's (thing, look) over the same thing in the other named looks."""
+    """Whether the judge prefers each picture's (thing, look) over the same thing in the other painted looks."""
     scores = [
-        judge.scores(picture[None], [f"{thing}, {other}" for other in NAMED_LOOKS])[0].argmax()
+        judge.scores(picture[None], [f"{thing}, {other}" for other in LOOK_NAMES])[0].argmax()
         for picture, (thing, _) in zip(pictures, asked, strict=True)
     ]
-    return torch.stack(scores) == torch.tensor([NAMED_LOOKS.index(look) for _, look in asked])
+    return torch.stack(scores) == torch.tensor([LOOK_NAMES.index(look) for _, look in asked])
 
 
-def text_to_image(make, judge: Judge, scenes: Pictures, seeds: int = 2) -> tuple[dict, Image.Image]:
-    """How often the judge finds the caption of a sample among 64, and the look among the named ones."""
-    chosen = captions_of_things(scenes)
-    captions = [scenes.said[i]["caption"] for i in chosen]
-    right = torch.arange(len(captions))
-    real = judge.scores(to_tensor(scenes[np.array(chosen)]) / 2 + 0.5, captions).argmax(1) == right
-    samples = [make(captions, seed) for seed in range(seeds)]
-    hits = torch.cat([judge.scores(x, captions).argmax(1) == right for x in samples])
-    simple = [with_article(THINGS[scenes.said[i]["things"][0]].phrases[0]) for i in chosen]
-    plain = judge.scores(make(simple, 100), simple).argmax(1) == right
+def labelled(pictures: torch.Tensor, prompts: list[str], columns: int = 8) -> Figure:
+    """Pictures in rows, each above its prompt."""
+    cells = [picture[None] for picture in pictures]
+    words = [textwrap.fill(prompt, 18) for prompt in prompts]
+    starts = range(0, len(cells), columns)
+    return figures.grid(
+        [cells[start : start + columns] for start in starts],
+        captions=[words[start : start + columns] for start in starts],
+        cell=1.2,
+    )
+
+
+def text_to_image(make, judge: Judge, scenes: Pictures, seeds: int = 2) -> tuple[dict, Figure]:
+    """How often the judge finds the caption of a sample among 64, a thing among all things, and the look."""
+    chosen = scenes_of_things(scenes)
+    captions, right = said(scenes, chosen), torch.arange(len(chosen))
+    real = to_tensor(scenes[chosen]) / 2 + 0.5
+    hits = torch.cat([judge.scores(make(captions, seed), captions).argmax(1) == right for seed in range(seeds)])
+    alone = [with_article(thing.phrases[0]) for thing in THINGS.values()]
+    found_alone = judge.scores(make(alone, 100), alone).argmax(1) == torch.arange(len(alone))
     things = ["a cat", "a castle", "a car", "a burger", "a tree", "a house", "a dog", "a boat"]
-    asked = [(thing, look) for look in NAMED_LOOKS for thing in things]
-    pictures = make([f"{thing}, {look}" for thing, look in asked], 200)
-    looks = looks_found(judge, pictures, asked)
-    held_out = [i for i, s in enumerate(scenes.said) if s["look"] in NAMED_LOOKS and len(s["things"]) == 1][:256]
-    known = [(with_article(THINGS[scenes.said[i]["things"][0]].phrases[0]), scenes.said[i]["look"]) for i in held_out]
-    real_looks = looks_found(judge, to_tensor(scenes[np.array(held_out)]) / 2 + 0.5, known)
-    by_look = looks.reshape(len(NAMED_LOOKS), len(things)).float().mean(1)
+    asked = [(thing, look) for look in LOOK_NAMES for thing in things]
+    found = looks_found(judge, make([f"{thing}, {look}" for thing, look in asked], 200), asked)
+    names = [str(name) for name in np.resize(LOOK_NAMES, len(chosen))]
+    phrases = [with_article(THINGS[scenes.said[i]["things"][0]].phrases[0]) for i in chosen]
+    known = list(zip(phrases, names, strict=True))
+    real_found = looks_found(judge, looks.apply(real, names, torch.Generator().manual_seed(0)), known)
+    by_look = found.reshape(len(LOOK_NAMES), len(things)).float().mean(1)
     result = {
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
         "captions": len(captions),
         "samples": len(hits),
         "caption_found_among_64": _share(hits),
-        "ceiling_on_real_scenes": _share(real),
-        "share_of_ceiling": round(_share(hits) / max(_share(real), 1e-6), 4),
-        "thing_alone_found_among_64": _share(plain),
-        "look_found_among_8": _share(looks),
-        "look_ceiling_on_real_scenes": _share(real_looks),
-        "look_found": {look: round(float(v), 3) for look, v in zip(NAMED_LOOKS, by_look, strict=True)},
+        "ceiling_on_real_scenes": _share(judge.scores(real, captions).argmax(1) == right),
+        "things": len(alone),
+        "thing_alone_found_among_all": _share(found_alone),
+        "look_found": _share(found),
+        "look_ceiling_on_real_scenes": _share(real_found),
+        "looks": {look: round(float(v), 3) for look, v in zip(LOOK_NAMES, by_look, strict=True)},
     }
-    return result, grid(make(GRID, 0))
+    return result, labelled(make(GRID, 0), GRID)
 
 
 def _write(name: str, found: dict) -> None:
@@ -164,13 +216,14 @@ def evaluate_judge(judge, scenes, device):
 def evaluate_sd(judge, scenes, device):
     vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd" / "vae").eval().to(device)
     found = {"autoencoder": autoencoder_quality(vae, scenes)}
-    x = to_tensor(scenes[np.arange(16)]).to(device)
+    x = to_tensor(scenes[np.arange(16)])
+    x = (paint(x / 2 + 0.5, torch.Generator().manual_seed(1)) * 2 - 1).to(device)
     rows = [x[:8], reconstruct(vae, x[:8]), x[8:], reconstruct(vae, x[8:])]
     grid(torch.cat(rows) / 2 + 0.5).save(MODELS / "mini-sd" / "reconstructions.jpg", quality=90)
     if (MODELS / "mini-sd" / "unet").exists():
         unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-sd" / "unet").eval().to(device)
         found["samples"], samples = text_to_image(lambda p, s: draw_latent(unet, vae, p, s), judge, scenes)
-        samples.save(MODELS / "mini-sd" / "samples.jpg", quality=90)
+        samples.savefig(MODELS / "mini-sd" / "samples.jpg", pil_kwargs={"quality": 90})
         found["speed"] = _speed()
     _write("mini-sd", found)
 
@@ -178,8 +231,7 @@ def evaluate_sd(judge, scenes, device):
 def evaluate_pixel(judge, scenes, device):
     unet = UNet2DConditionModel.from_pretrained(MODELS / "mini-pixel" / "unet").eval().to(device)
     found, samples = text_to_image(lambda p, s: draw_pixels(unet, p, s), judge, scenes)
-    larger = samples.resize([2 * side for side in samples.size], Image.Resampling.NEAREST)
-    larger.save(MODELS / "mini-pixel" / "samples.jpg", quality=90)
+    samples.savefig(MODELS / "mini-pixel" / "samples.jpg", pil_kwargs={"quality": 90})
     _write("mini-pixel", found)
 
 

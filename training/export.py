@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPTextModel
 
 from . import networks
-from .pictures import Pictures
 from .recipe import MODELS
-from .recipes import encode_pictures, face_scheduler, latent_scheduler, pixel_scheduler
+from .recipes import face_scheduler, latent_scheduler, pixel_scheduler
+from .styled import StyledScenes
 
 FOLDERS = {
     "vae": "mini-sd/vae",
@@ -85,16 +85,24 @@ def _write_index() -> None:
     (root / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+@torch.inference_mode()
+def latent_deviation(net: AutoencoderKL) -> float:
+    """Standard deviation of the latents of 512 training scenes in styles."""
+    scenes = StyledScenes("train", device=torch.device("cpu"), chunks=1)
+    random, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    parts = [scenes.painted(scenes.plain(scenes.chosen(64, random), random), rng, random)[0] for _ in range(8)]
+    return float(torch.cat([net.encode(part * 2 - 1).latent_dist.mean for part in parts]).std())
+
+
 def export(name: str, averaged: dict[str, torch.Tensor]) -> Path:
     """Write the averaged weights of `name` into the package.
 
-    The autoencoder's `scaling_factor` is 1 / std of the latents of 4096 training scenes, measured here.
+    The autoencoder's `scaling_factor` is 1 / `latent_deviation`, measured here.
     """
     folder = MODELS / FOLDERS[name]
     if name == "vae":
         net = _load(networks.vae(), averaged).eval()
-        latents = encode_pictures(net, Pictures("train", size=networks.SIZES["vae"]), limit=1)[0]
-        net.register_to_config(scaling_factor=round(float(1 / np.asarray(latents[:1024], np.float32).std()), 5))
+        net.register_to_config(scaling_factor=round(1 / latent_deviation(net), 5))
         _replace(folder, net.half().save_pretrained)
         _write_index()
     elif name in ("mini-clip", "mini-judge"):

@@ -5,10 +5,12 @@
     python -m training.mini evaluate
 
 MODEL is one of vae, mini-clip, mini-judge, mini-sd, mini-pixel, mini-ddpm (trained in that order: mini-sd
-and mini-pixel stand on the exported text tower, mini-sd on the exported autoencoder). Checkpoints, logs and
+and mini-pixel stand on the exported text tower and on scenes in styles encoded by the exported autoencoder).
+`training.program` runs all of it in one go on a machine with an accelerator. Checkpoints, logs and
 samples lie in the user's cache directory; `export` writes the averaged weights into `ex4lib/assets/models`.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -26,15 +28,16 @@ from ex4lib.files import cache_dir
 
 from . import networks
 from .export import committed_weights, export
-from .pictures import draw_chunks, write_atomically
+from .pictures import CHUNK, Pictures, draw_chunks, write_atomically
 from .recipe import Recipe
-from .recipes import RECIPES
+from .recipes import LARGE, RECIPES, styled_variants, trained_vae
+from .styled import StyledScenes, write_tokens
 
 SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
 SHOW_EVERY = 1200.0  # seconds: a grid of samples costs about a minute
 PAUSE = 5.0  # seconds: a step that takes longer was interrupted
 WARM_UP = 200  # steps
-SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks of 4096 scenes
+SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks
 app = typer.Typer(add_completion=False)
 
 
@@ -44,19 +47,17 @@ class Training:
     def __init__(self, name: str, recipe: Recipe, device: torch.device):
         self.name, self.recipe, self.device = name, recipe, device
         torch.manual_seed(recipe.seed)
+        torch.backends.cudnn.benchmark = True  # the shapes of all batches are the same
         self.net = recipe.build().to(device)
-        if name != "vae":  # measured: the autoencoder's group norms are faster in the default layout
+        if name != "vae" or device.type == "cuda":  # on the CPU its group norms are faster in the default layout
             self.net.to(memory_format=torch.channels_last)
         self.optimizer = recipe.optimizer(self.net)
         self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
         self.step = 0
-        if hasattr(recipe, "encoder"):
-            recipe.encoder.to(device)
 
     def one_step(self, lr_scale: float = 1.0) -> float:
         """One batch: the loss before the update. A loss that is not finite leaves the weights as they are."""
         batch = self.recipe.batch(self.step)
-        batch = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_scale * min(1.0, (self.step + 1) / WARM_UP)
         # The CPU's fused attention takes five times as long backward as plain products for so few tokens.
@@ -120,47 +121,77 @@ def checkpoint_path(name: str) -> Path:
     return cache_dir() / "checkpoints" / f"{name}.pt"
 
 
+@dataclasses.dataclass
+class Budget:
+    """How much of a training is left, from 1 down to 0; the sooner of all limits counts.
+
+    Arguments:
+        minutes: of training. A step counts at most `PAUSE` seconds, so that time in which the process is stopped
+            does not count.
+        steps: number of steps; 0 is no limit.
+        until: Unix time in seconds; 0 is no limit.
+    """
+
+    minutes: float
+    steps: int = 0
+    until: float = 0
+
+    def __post_init__(self):
+        self.made, self.spent, self.last = 0, 0.0, time.time()
+        self.started = self.last
+
+    def step(self) -> None:
+        now = time.time()
+        self.spent, self.last = self.spent + min(now - self.last, PAUSE) / 60, now
+        self.made += 1
+
+    @property
+    def left(self) -> float:
+        shares = [1 - self.spent / self.minutes if self.minutes > 0 else 0]
+        shares += [1 - self.made / self.steps] if self.steps else []
+        shares += [(self.until - time.time()) / max(1e-6, self.until - self.started)] if self.until else []
+        return min(shares)
+
+
 def train(
     name: str,
-    minutes: float,
-    resume: bool,
+    budget: Budget,
+    *,
+    resume: bool = False,
     lr_scale: float = 1.0,
     fade: bool = False,
-    steps: int = 0,
     compiled: bool = False,
+    large: bool = False,
 ) -> None:
-    """Train `name` for `minutes`, or for `steps` if that is sooner.
+    """Train `name` until the budget is spent.
 
     `fade` lowers the learning rate to nothing over the second half; `compiled` fuses the network's operations
-    (torch.compile), which takes minutes before the first step and pays in long runs.
+    (torch.compile), which takes a minute before the first step and pays in long runs; `large` takes the batches of
+    `recipes.LARGE`, which fill an accelerator.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training, path = Training(name, RECIPES[name](), device), checkpoint_path(name)
+    recipe = RECIPES[name](device=device, **(LARGE[name] if large else {}))
+    training, path = Training(name, recipe, device), checkpoint_path(name)
     if resume and path.exists():
         training.load(path)
     elif resume:
         training.warm_start()
     if compiled:
-        training.net.compile()
-    first = training.step
+        for part in recipe.compiled_parts(training.net):
+            part.compile()
     log = path.with_suffix(".jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    saved = shown = last = time.monotonic()
-    spent = 0.0  # minutes; a step counts at most `PAUSE`: time in which the process is stopped does not
+    saved = shown = time.monotonic()
     mean, bar = None, tqdm(desc=name, unit="step", initial=training.step, mininterval=10, file=sys.stderr)
-    while True:
-        left = 1 - spent / minutes if minutes > 0 else 0
-        left = min(left, 1 - (training.step - first) / steps) if steps else left
-        if left <= 0:
-            break
+    while (left := budget.left) > 0:
         loss = training.one_step(lr_scale * (min(1.0, 2 * left) if fade else 1.0))
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
         bar.update()
+        budget.step()
         now = time.monotonic()
-        spent, last = spent + min(now - last, PAUSE) / 60, now
         if now - saved > SAVE_EVERY:
             training.save(path)
-            entry = {"step": training.step, "loss": round(mean, 5), "minutes": round(spent, 2)}
+            entry = {"step": training.step, "loss": round(mean, 5), "minutes": round(budget.spent, 2)}
             with log.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
             bar.set_postfix(loss=f"{mean:.4f}")
@@ -170,7 +201,9 @@ def train(
             shown = time.monotonic()
     bar.close()
     training.save(path)
-    _show(name, training)
+    print(f"{name}: step {training.step}, loss {mean}", flush=True)
+    if not budget.steps and not budget.until:
+        _show(name, training)
 
 
 def _show(name: str, training: Training) -> None:
@@ -183,21 +216,35 @@ def _show(name: str, training: Training) -> None:
         write_atomically(target, lambda file: picture.save(file, format="PNG"))
 
 
+def prepare(workers: int, chunk: int, chunks: int) -> None:
+    """Draw the scenes, at most `chunks` chunks of a stream, and say their captions, in `workers` processes."""
+    for stream, most in SCENES.items():
+        draw_chunks(stream, networks.SIZES["vae"], min(most, chunks), workers=workers, count=chunk)
+        write_tokens(Pictures(stream, size=networks.SIZES["vae"]).paths, workers)
+
+
 @app.command()
 def main(
-    model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, export, evaluate")],
+    model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, variants, export, evaluate")],
     minutes: Annotated[float, typer.Option(help="how long to train")] = 10,
     resume: Annotated[bool, typer.Option(help="go on from the checkpoint, else from the committed weights")] = False,
     steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
+    until: Annotated[float, typer.Option(help="stop at this Unix time, if that is sooner")] = 0,
     lr_scale: Annotated[float, typer.Option(help="factor on the learning rate")] = 1.0,
     fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for long runs")] = False,
+    large: Annotated[bool, typer.Option(help="batches that fill an accelerator")] = False,
     only: Annotated[str, typer.Option(help="export or evaluate only this model")] = "",
+    workers: Annotated[int, typer.Option(help="processes that draw pictures")] = 2,
+    chunk: Annotated[int, typer.Option(help="scenes in a chunk")] = CHUNK,
+    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most")] = 100,
 ) -> None:
     """Train, export or evaluate the embedded models."""
     if model == "pictures":
-        for stream, chunks in SCENES.items():
-            draw_chunks(stream, networks.SIZES["vae"], chunks, workers=2)
+        prepare(workers, chunk, chunks)
+    elif model == "variants":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        styled_variants(StyledScenes("train", device=device), trained_vae(device))
     elif model == "export":
         for name in [only] if only else RECIPES:
             if checkpoint_path(name).exists():
@@ -207,9 +254,10 @@ def main(
 
         evaluate(only)
     elif model in RECIPES:
-        train(model, minutes, resume, lr_scale, fade, steps, compiled)
+        budget = Budget(minutes, steps, until)
+        train(model, budget, resume=resume, lr_scale=lr_scale, fade=fade, compiled=compiled, large=large)
     else:
-        raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, export, evaluate.")
+        raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, variants, export, evaluate.")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from ex4lib.models import native_bfloat16
 from .words import all_phrases
 
 TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
-LATENTS = 8
-SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 60, "mini-sd": 16, "mini-pixel": 32, "mini-ddpm": 64}
+LATENTS = 4
+SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 72, "mini-sd": 32, "mini-pixel": 64, "mini-ddpm": 64}
 
 
 def vocabulary() -> list[str]:
@@ -98,21 +98,21 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
 
 
 def mini_clip(words: CLIPTokenizer) -> CLIPModel:
-    """The towers whose text half conditions mini-sd and mini-pixel; the other half only teaches it, and is coarse."""
+    """The towers whose text half conditions mini-sd and mini-pixel; the picture half only teaches it."""
     return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=4)
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
-    """The judge: other patches, widths and depths, and never seen by what it judges."""
-    return _clip(words, image_size=60, patch=12, width=160, layers=5, text=128, text_layers=3)
+    """The judge: other patches, widths and depths than `mini_clip`, and trained on other scenes."""
+    return _clip(words, image_size=SIZES["mini-judge"], patch=8, width=160, layers=5, text=128, text_layers=3)
 
 
 def vae() -> AutoencoderKL:
-    """128 px -> 16 x 16 x 8: three halvings, few channels where pixels are many."""
+    """128 px -> 32 x 32 x 4: few channels where pixels are many; a factor of 4 keeps the texture of paint."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 112),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(24, 48, 80),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=LATENTS,
         layers_per_block=1,
         norm_num_groups=8,
@@ -121,7 +121,7 @@ def vae() -> AutoencoderKL:
     )
 
 
-def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], layers: int, text: int):
+def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], groups: int, text: int):
     down = tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed)
     up = tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed))
     return UNet2DConditionModel(
@@ -131,28 +131,28 @@ def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple
         block_out_channels=widths,
         down_block_types=down,
         up_block_types=up,
-        layers_per_block=layers,
+        layers_per_block=1,
         cross_attention_dim=text,
         attention_head_dim=4,
-        norm_num_groups=16,
+        norm_num_groups=groups,
     )
 
 
 def mini_sd_unet(text: int) -> UNet2DConditionModel:
-    """Latent U-Net, 16 x 16 x 8, attention at 8 and 4."""
-    return _text_unet(SIZES["mini-sd"], LATENTS, (64, 128, 160), (False, True, True), 1, text)
+    """Latent U-Net, 32 x 32 x 4, attention at 16, 8 and 4; the first level is narrow because it is the most costly."""
+    return _text_unet(SIZES["mini-sd"], LATENTS, (48, 96, 160, 176), (False, True, True, True), 16, text)
 
 
 def mini_pixel_unet(text: int) -> UNet2DConditionModel:
     """Pixel U-Net, attention at a quarter and an eighth of the size."""
-    return _text_unet(SIZES["mini-pixel"], 3, (32, 64, 96), (False, True, True), 1, text)
+    return _text_unet(SIZES["mini-pixel"], 3, (24, 48, 80, 96), (False, False, True, True), 8, text)
 
 
 def mini_ddpm_unet() -> UNet2DModel:
     """Unconditional pixel U-Net for faces."""
     return UNet2DModel(
         sample_size=SIZES["mini-ddpm"],
-        block_out_channels=(24, 48, 64, 80),
+        block_out_channels=(32, 48, 80, 96),
         down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         layers_per_block=1,

@@ -42,10 +42,10 @@ def draw_chunk(stream: str, size: int, chunk: int, count: int = CHUNK) -> Path:
     return path
 
 
-def draw_chunks(stream: str, size: int, chunks: int, workers: int = 1) -> None:
-    """Draw the first `chunks` chunks of a stream in `workers` processes."""
+def draw_chunks(stream: str, size: int, chunks: int, workers: int = 1, count: int = CHUNK) -> None:
+    """Draw the first `chunks` chunks, of `count` scenes each, of a stream in `workers` processes."""
     Sprites.load()
-    missing = [(stream, size, k) for k in range(chunks) if not chunk_path(stream, size, k).exists()]
+    missing = [(stream, size, k, count) for k in range(chunks) if not chunk_path(stream, size, k).exists()]
     if workers <= 1 or len(missing) <= 1:
         for job in missing:
             draw_chunk(*job)
@@ -55,13 +55,17 @@ def draw_chunks(stream: str, size: int, chunks: int, workers: int = 1) -> None:
 
 
 class Pictures:
-    """All drawn chunks of one or more streams: `pictures[i]` uint8 arrays by index, `said[i]` what they show."""
+    """Drawn chunks of one or more streams: `pictures[i]` uint8 arrays by index, `said[i]` what they show.
 
-    def __init__(self, *streams: str, size: int):
+    Arguments:
+        chunks: how many of each stream; None for all that are drawn.
+    """
+
+    def __init__(self, *streams: str, size: int, chunks: int | None = None):
         paths = []
         for stream in streams:
             draw_chunks(stream, size, 1)
-            paths += sorted(chunk_path(stream, size, 0).parent.glob("*.npy"))
+            paths += sorted(chunk_path(stream, size, 0).parent.glob("*.npy"))[:chunks]
         self.paths = paths
         self.chunks = [np.load(path, mmap_mode="r") for path in paths]
         self.said = [s for path in paths for s in json.loads(path.with_suffix(".json").read_text())]

@@ -1,10 +1,10 @@
 """What all recipes share: a recipe decides the network, the batch of every step and the loss.
 
 A recipe holds no state that training changes. Batch `step` is decided by the step alone, so that training
-that was interrupted and goes on sees what it would have seen.
+that was interrupted and resumed sees the same batches on the same kind of device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ex4lib.models import EMBEDDED
 
 MODELS = EMBEDDED
-LATENT_NOISE = 0.05  # std of the encoder's posterior, next to latents of std 1
+LATENT_NOISE = 0.05  # standard deviation of the encoder's posterior
 SNR_GAMMA = 5.0
 
 
@@ -23,47 +23,34 @@ def to_tensor(pictures: np.ndarray, size: int | None = None) -> torch.Tensor:
     return x if size in (None, x.shape[-1]) else F.interpolate(x, size=(size, size), mode="area")
 
 
-def generator(seed: int, step: int) -> torch.Generator:
+def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The randomness of one step."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 @dataclass
 class Recipe:
-    """Base: `build()` makes the network(s), `batch(step)` CPU tensors, `loss(net, batch)` a scalar."""
+    """Base: `build()` makes the network, `batch(step)` tensors on `device`, `loss(net, batch)` a scalar.
+
+    Arguments:
+        seed: decides the first weights and every batch.
+        lr: learning rate at its highest.
+        batch_size: pictures of a step; the larger default is for an accelerator.
+        device: where batches are made.
+    """
 
     seed: int = 1
     lr: float = 1e-3
     batch_size: int = 32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def optimizer(self, net: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(net.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
-    def indices(self, step: int, count: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, step)).integers(0, count, self.batch_size)
+    def compiled_parts(self, net: torch.nn.Module) -> list[torch.nn.Module]:
+        """The modules that `loss` calls and that torch.compile makes faster."""
+        return [net]
 
-
-def strange(caption: str, rng: np.random.Generator) -> str:
-    """Now and then a word from outside the world is added, so that such words are learnt to mean nothing."""
-    if rng.random() > 0.04:
-        return caption
-    syllables = [
-        "pi",
-        "cas",
-        "so",
-        "van",
-        "mo",
-        "net",
-        "ku",
-        "bi",
-        "ra",
-        "lith",
-        "ogr",
-        "neo",
-        "fu",
-        "tur",
-        "dra",
-        "wen",
-    ]
-    word = "".join(rng.choice(syllables, rng.integers(1, 4)))
-    return f"{caption}, {word}" if rng.random() < 0.5 else f"{caption} in the style of {word}"
+    def randomness(self, step: int) -> tuple[np.random.Generator, torch.Generator]:
+        """Of one step, for choices that the CPU has to know and for tensors on the device."""
+        return np.random.default_rng((self.seed, step)), generator(self.seed, step, self.device)

@@ -1,95 +1,124 @@
 """What the autoencoder and the diffusion models learn from, and the table of all recipes."""
 
-import hashlib
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel
 
 from ex4lib.files import cache_dir
+from ex4lib.models import weights_sha256
 
 from . import networks
 from .contrastive import Contrastive
 from .faces import face_pictures
 from .optimisers import MuonAdamW
-from .pictures import Pictures, write_atomically
-from .recipe import LATENT_NOISE, MODELS, SNR_GAMMA, Recipe, generator, strange, to_tensor
+from .painter import paint
+from .pictures import write_atomically
+from .recipe import LATENT_NOISE, MODELS, SNR_GAMMA, Recipe
+from .styled import StyledScenes
+from .texture import texture_error, texture_network
+
+PLAIN_SHARE = 0.3  # of the autoencoder's pictures that are left as drawn
+VARIANTS = 3  # styles in which every scene is encoded
 
 
 @dataclass
 class Autoencoder(Recipe):
-    """MSE + 0.2 L1 + 0.1 L1 of gradients; the posterior's std is held at `LATENT_NOISE`."""
+    """MSE + 0.2 L1 + 0.1 L1 of gradients + 0.2 texture error; the posterior's std is held at `LATENT_NOISE`.
 
-    lr: float = 2e-3
-    batch_size: int = 8
+    All but the texture error is computed on [-1, 1].
+    """
+
+    lr: float = 1e-3
+    batch_size: int = 32
 
     def __post_init__(self):
-        self.pictures = Pictures("train", size=networks.SIZES["vae"])
+        self.scenes = StyledScenes("train", device=self.device)
+        self.network = texture_network(self.device)
 
     def build(self) -> AutoencoderKL:
         return networks.vae()
 
+    def compiled_parts(self, net: AutoencoderKL) -> list[torch.nn.Module]:
+        return [net.encoder, net.decoder]
+
     def batch(self, step: int) -> dict:
-        """Mostly quarters of pictures, four times as many for the same work; whole ones every third step."""
-        rng = np.random.default_rng((self.seed, step, 1))
-        whole = step % 3 == 0
-        count = self.batch_size if whole else 4 * self.batch_size
-        x = self.pictures[np.random.default_rng((self.seed, step)).integers(0, len(self.pictures), count)]
-        if rng.random() < 0.5:
-            x = x[:, :, ::-1].copy()
-        if not whole:
-            half = x.shape[1] // 2
-            corners = rng.integers(0, half + 1, (count, 2))
-            x = np.stack([p[t : t + half, l : l + half] for p, (t, l) in zip(x, corners, strict=True)])
-        return {"x": to_tensor(x), "step": step}
+        rng, random = self.randomness(step)
+        plain = self.scenes.plain(self.scenes.chosen(self.batch_size, random), random)
+        styled, _ = self.scenes.painted(plain, rng, random)
+        kept = torch.rand(len(plain), 1, 1, 1, generator=random, device=self.device) < PLAIN_SHARE
+        noise = torch.randn(
+            len(plain), networks.LATENTS, *(plain.shape[-1] // 4,) * 2, generator=random, device=self.device
+        )
+        return {"x": torch.where(kept, plain, styled) * 2 - 1, "noise": noise}
 
     def loss(self, net: AutoencoderKL, batch: dict) -> torch.Tensor:
         x = batch["x"]
         moments = net.quant_conv(net.encoder(x)).float()
         mean, log_variance = moments.chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator(self.seed, batch["step"])).to(mean.device)
-        y = net.decode(mean + log_variance.clamp(-12, 2).div(2).exp() * noise).sample.float()
+        latents = mean + log_variance.clamp(-12, 2).div(2).exp() * batch["noise"]
+        y = net.decode(latents, return_dict=False)[0].float()
         error = y - x
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         pinned = (log_variance - 2 * np.log(LATENT_NOISE)).square().mean()
-        return (
-            error.square().mean() + 0.2 * error.abs().mean() + 0.1 * edges + 1e-3 * pinned + 2e-4 * mean.square().mean()
-        )
+        pixels = error.square().mean() + 0.2 * error.abs().mean() + 0.1 * edges
+        texture = texture_error(self.network, y / 2 + 0.5, x / 2 + 0.5)
+        return pixels + 0.2 * texture + 1e-3 * pinned + 2e-4 * mean.square().mean()
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """Eight hex digits of a network's weights."""
-    digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.detach().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+@dataclass(frozen=True)
+class Variant:
+    """Every scene in a style of its own, on the CPU.
+
+    Arguments:
+        latents: fp16 ``(N, 4, S, S)``, unscaled.
+        small: uint8 ``(N, 3, s, s)``, for models in pixels.
+        looks: ``(N,)``, the numbers of the looks that captions name.
+    """
+
+    latents: torch.Tensor
+    small: torch.Tensor
+    looks: torch.Tensor
 
 
 @torch.inference_mode()
-def encode_pictures(vae: AutoencoderKL, pictures: Pictures, limit: int | None = None) -> list[np.ndarray]:
-    """The latent means of every drawn chunk, unscaled, fp16 (N, 8, 16, 16); cached per autoencoder."""
-    folder = cache_dir() / "latents" / fingerprint(vae)
-    fast = networks.native_bf16(vae.device)
-    for path in pictures.paths[:limit]:
-        target = folder / path.parent.name / path.name
-        if target.exists():
-            continue
-        chunk = np.load(path, mmap_mode="r")
-        means = []
-        for start in range(0, len(chunk), 64):
-            with torch.autocast(vae.device.type, torch.bfloat16, enabled=fast):
-                x = to_tensor(np.asarray(chunk[start : start + 64])).to(vae.device)
-                means.append(vae.encode(x).latent_dist.mean.half().cpu().numpy())
-        stacked = np.concatenate(means)
-        write_atomically(target, lambda file, a=stacked: np.save(file, a))
-    paths = [folder / p.parent.name / p.name for p in pictures.paths[:limit]]
-    return [np.load(path, mmap_mode="r") for path in paths]
+def styled_variant(vae: AutoencoderKL, scenes: StyledScenes, number: int) -> Variant:
+    """Variant `number` of all scenes, from the cache (by the weights of the autoencoder) or else made and kept."""
+    folder = cache_dir() / "latents" / f"{weights_sha256(vae)[:8]}-{len(scenes)}-{number}"
+    names = [field.name for field in dataclasses.fields(Variant)]
+    if not all((folder / f"{name}.npy").exists() for name in names):
+        fast, device = networks.native_bf16(vae.device), scenes.device
+        parts = {name: [] for name in names}
+        for part, chosen in enumerate(torch.arange(len(scenes), device=device).split(256)):
+            random = torch.Generator(device).manual_seed(1000 * part + number)
+            rng = np.random.default_rng((number, part))
+            pictures, looks = scenes.painted(scenes.plain(chosen, random), rng, random)
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                parts["latents"].append(vae.encode(pictures * 2 - 1).latent_dist.mean.half().cpu())
+            small = F.interpolate(pictures, (networks.SIZES["mini-pixel"],) * 2, mode="area")
+            parts["small"].append((small * 255).round().byte().cpu())
+            parts["looks"].append(looks.cpu())
+        for name, tensors in parts.items():
+            array = torch.cat(tensors).numpy()
+            write_atomically(folder / f"{name}.npy", lambda file, array=array: np.save(file, array))
+    return Variant(*(torch.from_numpy(np.load(folder / f"{name}.npy")) for name in names))
 
 
-STREAMS = ("train",)  # what the text to image models learn from
+def styled_variants(scenes: StyledScenes, vae: AutoencoderKL) -> list[Variant]:
+    """All variants; the pictures of the scenes are let go, since these stand for them."""
+    variants = [styled_variant(vae, scenes, number) for number in range(VARIANTS)]
+    scenes.levels = None
+    return variants
+
+
+def trained_vae(device: torch.device) -> AutoencoderKL:
+    """The autoencoder that ships, in float32."""
+    return AutoencoderKL.from_pretrained(MODELS / "mini-sd" / "vae").eval().to(device)
 
 
 @dataclass
@@ -104,35 +133,40 @@ class Diffusion(Recipe):
     snr: torch.Tensor = field(init=False, default=None)
 
     def __post_init__(self):
-        self.snr = compute_snr(self.scheduler, torch.arange(self.scheduler.config.num_train_timesteps))
+        steps = torch.arange(self.scheduler.config.num_train_timesteps)
+        self.snr = compute_snr(self.scheduler, steps).to(self.device)
         if self.text:
-            self.words = networks.tokenizer()
-            self.encoder = (
-                CLIPTextModel.from_pretrained(MODELS / "mini-sd" / "text_encoder").eval().requires_grad_(False)
-            )
+            folder = MODELS / "mini-sd" / "text_encoder"
+            self.encoder = CLIPTextModel.from_pretrained(folder).eval().requires_grad_(False).to(self.device)
+            empty = networks.tokenizer()("", padding="max_length", return_tensors="pt").input_ids
+            self.empty = empty.to(self.device)
 
     def optimizer(self, net: torch.nn.Module) -> MuonAdamW:
         return MuonAdamW(net, self.lr)
 
-    def noised(self, x: torch.Tensor, step: int) -> dict:
-        g = generator(self.seed, step)
-        noise = torch.randn(x.shape, generator=g)
-        t = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(x),), generator=g)
+    def chosen(self, shape: tuple[int, int], random: torch.Generator) -> list[torch.Tensor]:
+        """Random pairs of a variant and a scene."""
+        size = (self.batch_size,)
+        return [torch.randint(0, high, size, generator=random, device=self.device) for high in shape]
+
+    def noised(self, x: torch.Tensor, random: torch.Generator) -> dict:
+        """A noise level and noise for each picture, and the weight of its error."""
+        noise = torch.randn(x.shape, generator=random, device=self.device)
+        t = torch.randint(0, len(self.snr), (len(x),), generator=random, device=self.device)
         weight = self.snr[t].clamp(max=SNR_GAMMA) / self.snr[t]
         return {"x": self.scheduler.add_noise(x, noise, t), "noise": noise, "t": t, "weight": weight}
 
-    def tokens(self, captions: list[str], step: int) -> torch.Tensor:
-        rng = np.random.default_rng((self.seed, step, 2))
-        said = ["" if rng.random() < self.dropout else strange(c, rng) for c in captions]
-        return self.words(said, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    def dropped(self, tokens: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """The tokens, a share of which becomes the empty caption, so that the model also learns without words."""
+        dropped = torch.rand(len(tokens), 1, generator=random, device=self.device) < self.dropout
+        return torch.where(dropped, self.empty, tokens.long())
 
     def loss(self, net: torch.nn.Module, batch: dict) -> torch.Tensor:
+        said = ()
         if self.text:
             with torch.no_grad():
-                said = self.encoder(batch["tokens"])[0]
-            predicted = net(batch["x"], batch["t"], said).sample
-        else:
-            predicted = net(batch["x"], batch["t"]).sample
+                said = (self.encoder(batch["tokens"])[0],)
+        predicted = net(batch["x"], batch["t"], *said, return_dict=False)[0]
         error = (predicted.float() - batch["noise"]).square().mean((1, 2, 3))
         return (batch["weight"] * error).mean()
 
@@ -167,21 +201,20 @@ class LatentText(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.vae = AutoencoderKL.from_pretrained(MODELS / "mini-sd" / "vae").eval()
-        pictures = Pictures(*STREAMS, size=networks.SIZES["vae"])
-        self.latents = encode_pictures(self.vae, pictures)
-        self.captions = [s["caption"] for s in pictures.said]
-        self.starts = np.cumsum([0, *(len(c) for c in self.latents)])
+        self.scenes, self.vae = StyledScenes("train", device=self.device), trained_vae(self.device)
+        variants = styled_variants(self.scenes, self.vae)
+        self.latents = torch.stack([variant.latents for variant in variants]).to(self.device)
+        self.looks = torch.stack([variant.looks for variant in variants]).to(self.device)
 
     def build(self):
         return networks.mini_sd_unet(self.encoder.config.hidden_size)
 
     def batch(self, step: int) -> dict:
-        chosen = self.indices(step, int(self.starts[-1]))
-        where = np.searchsorted(self.starts, chosen, side="right") - 1
-        z = np.stack([self.latents[k][i - self.starts[k]] for k, i in zip(where, chosen, strict=True)])
-        z = torch.from_numpy(z).float() * self.vae.config.scaling_factor
-        return {**self.noised(z, step), "tokens": self.tokens([self.captions[i] for i in chosen], step)}
+        _, random = self.randomness(step)
+        variant, scene = self.chosen(self.looks.shape, random)
+        latents = self.latents[variant, scene].float() * self.vae.config.scaling_factor
+        tokens = self.scenes.tokens[scene, self.looks[variant, scene]]
+        return {**self.noised(latents, random), "tokens": self.dropped(tokens, random)}
 
 
 @dataclass
@@ -192,21 +225,25 @@ class PixelText(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.pictures = Pictures(*STREAMS, size=networks.SIZES["vae"])
+        self.scenes = StyledScenes("train", device=self.device)
+        variants = styled_variants(self.scenes, trained_vae(self.device))
+        self.pictures = torch.stack([variant.small for variant in variants]).to(self.device)
+        self.looks = torch.stack([variant.looks for variant in variants]).to(self.device)
 
     def build(self):
         return networks.mini_pixel_unet(self.encoder.config.hidden_size)
 
     def batch(self, step: int) -> dict:
-        chosen = self.indices(step, len(self.pictures))
-        x = to_tensor(self.pictures[chosen], networks.SIZES["mini-pixel"])
-        captions = [self.pictures.said[i]["caption"] for i in chosen]
-        return {**self.noised(x, step), "tokens": self.tokens(captions, step)}
+        _, random = self.randomness(step)
+        variant, scene = self.chosen(self.looks.shape, random)
+        x = self.pictures[variant, scene].float() / 127.5 - 1
+        tokens = self.scenes.tokens[scene, self.looks[variant, scene]]
+        return {**self.noised(x, random), "tokens": self.dropped(tokens, random)}
 
 
 @dataclass
 class Faces(Diffusion):
-    """mini-ddpm: faces only, mirrored at will, no text."""
+    """mini-ddpm: faces only, mirrored at will, in every style, no text."""
 
     scheduler: DDPMScheduler = field(default_factory=face_scheduler)
     text: bool = False
@@ -214,23 +251,41 @@ class Faces(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.pictures = face_pictures(networks.SIZES["mini-ddpm"])
+        faces = np.array(face_pictures(networks.SIZES["vae"]))
+        self.faces = torch.from_numpy(faces).to(self.device)
 
     def build(self):
         return networks.mini_ddpm_unet()
 
     def batch(self, step: int) -> dict:
-        x = to_tensor(self.pictures[self.indices(step, len(self.pictures))])
-        mirrored = np.random.default_rng((self.seed, step, 3)).random(len(x)) < 0.5
-        x[mirrored] = x[mirrored].flip(-1)
-        return self.noised(x, step)
+        _, random = self.randomness(step)
+        chosen = torch.randint(0, len(self.faces), (self.batch_size,), generator=random, device=self.device)
+        x = self.faces[chosen].permute(0, 3, 1, 2).float() / 255
+        mirrored = torch.rand(len(x), 1, 1, 1, generator=random, device=self.device) < 0.5
+        x = paint(torch.where(mirrored, x.flip(-1), x), random)
+        x = F.interpolate(x * 2 - 1, (networks.SIZES["mini-ddpm"],) * 2, mode="area")
+        return self.noised(x, random)
+
+
+def _judge(**options) -> Contrastive:
+    return Contrastive(**{"seed": 2, "stream": "judge", "judge": True, "lr": 8e-4, **options})
 
 
 RECIPES = {
     "vae": Autoencoder,
     "mini-clip": Contrastive,
-    "mini-judge": lambda: Contrastive(seed=2, stream="judge", judge=True, lr=8e-4, batch_size=128),
+    "mini-judge": _judge,
     "mini-sd": LatentText,
     "mini-pixel": PixelText,
     "mini-ddpm": Faces,
+}
+
+#: Batches that fill an accelerator, and the learning rates that go with them.
+LARGE = {
+    "vae": {"batch_size": 64, "lr": 1.2e-3},
+    "mini-clip": {"batch_size": 512, "lr": 1e-3},
+    "mini-judge": {"batch_size": 512, "lr": 1e-3},
+    "mini-sd": {"batch_size": 768, "lr": 1.6e-3},
+    "mini-pixel": {"batch_size": 384, "lr": 1e-3},
+    "mini-ddpm": {"batch_size": 256, "lr": 1e-3},
 }
