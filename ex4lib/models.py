@@ -182,6 +182,15 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def pipeline_sha256(pipe) -> str:
+    """SHA-256 over the weights of a diffusers pipeline, 16 digits for each network; computed once for each pipeline."""
+    known = pipe.__dict__.setdefault("_ex4lib_sha256", {})
+    if not known:
+        networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        known["all"] = "-".join(weights_sha256(networks[name])[:16] for name in sorted(networks))
+    return known["all"]
+
+
 def _torchvision_vgg(name: str, pooling: str, padding: str) -> VGG:
     state = _torchvision_state(name)
     indices = [index for index, layer in enumerate(layer_names(name)) if layer.startswith("conv")]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
-from experiments.drawings import pipeline_sha256
+from ex4lib.models import pipeline_sha256
 from experiments.store import Run, stored
 
 

@@ -29,9 +29,9 @@ from ex4lib.diffusion.distillation import (
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
+from ex4lib.models import pipeline_sha256
 from experiments import grading
 from experiments.canvases import CoordinateNetwork, Encoded
-from experiments.drawings import pipeline_sha256
 from experiments.store import Run, stored
 
 

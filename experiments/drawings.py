@@ -20,6 +20,7 @@ from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
+from ex4lib.models import pipeline_sha256
 from experiments.store import Run, stored
 
 #: Paintings and prompts on which a setting is chosen, and those on which it is reported.
@@ -260,15 +261,6 @@ def stack(run: Run) -> Tensor:
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and bootstrap interval of independent values (`metrics.interval`)."""
     return tuple(metrics.interval(values, confidence=confidence))
-
-
-def pipeline_sha256(pipe) -> str:
-    """SHA-256 over all weights of a pipeline; computed once for each."""
-    known = pipe.__dict__.setdefault("_ex4lib_sha256", {})
-    if not known:
-        modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-        known["all"] = "-".join(models.weights_sha256(modules[name])[:16] for name in sorted(modules))
-    return known["all"]
 
 
 def style_named(name: str, size: int = 256) -> Tensor:

@@ -27,8 +27,9 @@ from ex4lib.diffusion.pixel import PixelModel, Upsampler
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import Step, finish, sample
 from ex4lib.features import VGG
+from ex4lib.models import pipeline_sha256
 from experiments import store
-from experiments.drawings import pipeline_sha256, stack
+from experiments.drawings import stack
 from experiments.loop_scores import fidelity
 from experiments.store import Run, stored
 

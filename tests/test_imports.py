@@ -1,8 +1,10 @@
 """What an import loads, what the package offers, and what a missing extra says."""
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,18 @@ def test_an_import_loads_no_more_than_it_needs(statement, absent):
 def test_every_public_name_is_there(name):
     assert getattr(ex4lib, name) is not None
     assert name in dir(ex4lib)
+
+
+def test_the_library_does_not_know_its_experiments():
+    package = Path(ex4lib.__file__).parent
+    found = [
+        f"{path.name}: {line}"
+        for path in package.rglob("*.py")
+        if path.parent.name != "cli"
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) (experiments|training)\b", line)
+    ]
+    assert found == []
 
 
 def test_a_public_name_is_what_its_module_holds():

@@ -20,13 +20,14 @@ import torch
 from nbclient import NotebookClient
 from PIL import Image
 
-from ex4lib import figures, images, models, transfer, widgets
+from ex4lib import figures, files, images, models, transfer, widgets
 from ex4lib.diffusion import editing, illusions, pipelines, sampling
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.widgets import Explorer, Job, controls, exports, sampled
 from ex4lib.widgets.sampled import VIEWS
+from experiments.store import stored
 from tests.random_models import random_network, save_ddpm, save_pixel, save_stable_diffusion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ class Loop:
         )
 
 
-def explorer_of(loop, **initial):
+def explorer_of(loop, store=None, **initial):
     from ipywidgets import BoundedIntText, Dropdown, FloatSlider
 
     controls = {
@@ -82,7 +83,7 @@ def explorer_of(loop, **initial):
         "kind": Dropdown(options=["a", "b"]),
         "seed": BoundedIntText(),
     }
-    return Explorer("Test", "A test.", controls, loop.begin, initial=initial)
+    return Explorer("Test", "A test.", controls, loop.begin, initial=initial, store=store)
 
 
 def run(explorer):
@@ -338,7 +339,7 @@ def test_typst_reads_the_line(tmp_path):
 
 def test_static_twin_is_made_once_and_then_comes_from_the_store(tmp_path):
     loop = Loop(40)
-    explorer = explorer_of(loop)
+    explorer = explorer_of(loop, stored)
     figure = explorer.static(weight=2.0)
     assert explorer.controls["weight"].value == 2.0 and loop.made == 40
     labels = [ax.get_xlabel() for ax in figure.axes]
@@ -347,7 +348,7 @@ def test_static_twin_is_made_once_and_then_comes_from_the_store(tmp_path):
     saved = figures.save(explorer.static(), "twin", caption="c", **explorer.provenance())
     assert saved.path.is_file() and loop.made == 40, "the last result is shown, not made again"
 
-    again = explorer_of(loop, weight=2.0)
+    again = explorer_of(loop, stored, weight=2.0)
     assert [ax.get_xlabel() for ax in again.static().axes] == labels
     assert (
         loop.made == 40
@@ -359,6 +360,13 @@ def test_static_twin_is_made_once_and_then_comes_from_the_store(tmp_path):
     assert loop.made == 80 and loop.closed == 2
     with pytest.raises(ValueError, match="weight must be a number"):
         again.static(weight=9.0)
+
+
+def test_without_a_store_the_static_twin_is_computed():
+    loop = Loop(3)
+    for _ in range(2):
+        explorer_of(loop).static()
+    assert loop.made == 6 and not list(files.figures_folder().rglob("*"))
 
 
 def test_static_shows_what_run_left():

@@ -22,7 +22,19 @@ from torch import Tensor
 from ex4lib import figures
 from ex4lib.widgets import exports
 from ex4lib.widgets.controls import GAP, THUMBNAIL, Slot, hint, move, paragraph
-from ex4lib.widgets.watching import FILM, Job, Recorder, Result, Settings, View, from_store, png, watched
+from ex4lib.widgets.watching import (
+    FILM,
+    Job,
+    Recorder,
+    Result,
+    Settings,
+    Store,
+    View,
+    from_store,
+    no_store,
+    png,
+    watched,
+)
 
 #: Seconds given to the event loop after each step, in which a click on Cancel gets through.
 PAUSE = 0.005
@@ -42,6 +54,7 @@ class Explorer:
         begin: settings -> `Job`; called by Run, so that models are loaded there and not before.
         look: settings -> pictures by name, cheaply; they follow the controls at once.
         initial: settings to begin with.
+        store: where `static` looks for finished runs and keeps them, such as ``experiments.store.stored``.
 
     Raises:
         ValueError: an initial setting that there is not, or that its control does not take.
@@ -56,7 +69,9 @@ class Explorer:
         *,
         look: Callable[[Settings], Mapping[str, Tensor]] | None = None,
         initial: Mapping[str, Any] | None = None,
+        store: Store | None = None,
     ):
+        self.store = store or no_store
         self.name, self.controls, self.begin, self.look = name, dict(controls), begin, look or (lambda settings: {})
         self.task: asyncio.Task | None = None
         self.result: Result | None = None
@@ -130,7 +145,7 @@ class Explorer:
         """The static twin: inputs, some steps and the picture on display; a row above for what was kept.
 
         Without ``settings`` it shows the last result. Else, or where there is none yet, the controls are moved and the
-        run is made on the spot, or comes from the store of finished runs (8 bits, at most 256 px).
+        run is made on the spot, or comes from ``store`` (8 bits, at most 256 px).
 
         Raises:
             ValueError: as `set`, and what the recipe refuses.
@@ -140,7 +155,7 @@ class Explorer:
             self._require_idle()
             self.set(**settings)
             chosen = self.settings()
-            self.result = from_store(self.name, chosen, self.begin(chosen))
+            self.result = from_store(self.store, self.name, chosen, self.begin(chosen))
             self._say("finished")
             self._busy(False)
             self._present(latest=True)

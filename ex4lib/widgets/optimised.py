@@ -15,21 +15,25 @@ from torch import Tensor
 from ex4lib import images, models, optimisation, transfer
 from ex4lib.features import VGG, layer_names
 from ex4lib.images import ImageSource
-from ex4lib.losses import Objective, TotalVariation, content_terms
 from ex4lib.statistics import STATISTICS
 from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
 from ex4lib.widgets.machine import Explorer
-from ex4lib.widgets.watching import Job, Settings
+from ex4lib.widgets.watching import Job, Settings, Store
 
 
 def style_transfer(
-    *, network: VGG | None = None, pictures: Mapping[str, ImageSource] | None = None, **initial: Any
+    *,
+    network: VGG | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    store: Store | None = None,
+    **initial: Any,
 ) -> Explorer:
     """Neural style transfer: weight, loss and layers of the style, and where the picture starts.
 
     Arguments:
         network: the feature network; default the profile's.
         pictures: your own, by name: files, URLs, PIL pictures or tensors.
+        store: where the static twin looks for finished runs, such as ``experiments.store.stored``; default: nowhere.
         initial: settings to begin with.
     """
     shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
@@ -38,10 +42,10 @@ def style_transfer(
     controls = {
         "photo": shelf.control("chelsea"),
         "painting": shelf.control("hokusai-great-wave"),
-        "style_weight": FloatLogSlider(value=1.0, min=-2, max=2, step=0.1),
+        "style_weight": FloatLogSlider(value=transfer.DEFAULT.style_weight, min=-2, max=2, step=0.1),
         "style_loss": Dropdown(options=list(STATISTICS)),
         "style_layers": SelectMultiple(options=list(shares), value=tuple(shares), rows=len(shares)),
-        "start": Dropdown(options=["content", "noise", "grey", "statistics"]),
+        "start": Dropdown(options=list(transfer.STARTS)),
         "size": IntSlider(value=size, min=32, max=1024, step=16),
         "evaluations": IntSlider(value=evaluations, min=1, max=1000),
         "seed": seed_box(),
@@ -68,11 +72,17 @@ def style_transfer(
         "A photograph's content, a painting's statistics. The weight is of the style against the content; several "
         "layers are chosen with Shift or Ctrl."
     )
-    return Explorer("Style transfer", about, controls, begin, look=shelf.look("photo", "painting"), initial=initial)
+    return Explorer(
+        "Style transfer", about, controls, begin, look=shelf.look("photo", "painting"), initial=initial, store=store
+    )
 
 
 def inversion(
-    *, network: VGG | None = None, pictures: Mapping[str, ImageSource] | None = None, **initial: Any
+    *,
+    network: VGG | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    store: Store | None = None,
+    **initial: Any,
 ) -> Explorer:
     """Feature inversion: the layer, and a prior; arguments as in `style_transfer`."""
     shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
@@ -91,14 +101,12 @@ def inversion(
         (photo,) = shelf.load(settings, "photo").values()
         loaded = load()
         target = images.resize(images.crop_square(photo), settings["size"]).to(loaded.mean.device)
-        parts = content_terms(loaded, target, [settings["layer"]], relative=True)
-        objective = Objective(loaded, [*parts, TotalVariation(settings["tv_weight"])])
-        start = transfer.starting_image("noise", target, target, seeded(settings))
-        steps = optimisation.optimise(objective, start, evaluations=settings["evaluations"])
+        options = {name: settings[name] for name in ("tv_weight", "evaluations")}
+        steps = transfer.invert_steps(loaded, target, settings["layer"], generator=seeded(settings), **options)
         return _optimised(steps, loaded, {"photo": target})
 
     about = "An image with the photograph's features at one layer, found from noise: what the layer still knows."
-    return Explorer("Feature inversion", about, controls, begin, look=shelf.look("photo"), initial=initial)
+    return Explorer("Feature inversion", about, controls, begin, look=shelf.look("photo"), initial=initial, store=store)
 
 
 def _optimised(steps: Iterator[optimisation.Step], network: VGG, inputs: dict[str, Tensor]) -> Job:

@@ -25,8 +25,7 @@ from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
 from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
 from ex4lib.widgets.machine import Explorer
-from ex4lib.widgets.watching import Job, Settings, Weights
-from experiments import drawings
+from ex4lib.widgets.watching import Job, Settings, Store, Weights
 
 VIEWS = {
     view.name: view
@@ -45,13 +44,14 @@ def guided_stable_diffusion(
     pipe: pipelines.StyleGuidedStableDiffusionPipeline | None = None,
     features: VGG | None = None,
     pictures: Mapping[str, ImageSource] | None = None,
+    store: Store | None = None,
     **initial: Any,
 ) -> Explorer:
     """Stable Diffusion steered by a painting while it draws a prompt.
 
     Arguments:
         pipe, features: the pipeline and the feature network; default the profile's.
-        pictures, initial: as in `style_transfer`.
+        pictures, store, initial: as in `style_transfer`.
     """
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
     controls = {
@@ -70,7 +70,7 @@ def guided_stable_diffusion(
         "pipeline; the window is the part of the steps that are guided."
     )
     name = "Guided Stable Diffusion"
-    return Explorer(name, about, controls, begin, look=shelf.look("painting"), initial=initial)
+    return Explorer(name, about, controls, begin, look=shelf.look("painting"), initial=initial, store=store)
 
 
 def guided_ddpm(
@@ -78,6 +78,7 @@ def guided_ddpm(
     pipe: pipelines.StyleGuidedDDPMPipeline | None = None,
     features: VGG | None = None,
     pictures: Mapping[str, ImageSource] | None = None,
+    store: Store | None = None,
     **initial: Any,
 ) -> Explorer:
     """An unconditional diffusion model steered by a painting; arguments as in `guided_stable_diffusion`."""
@@ -89,17 +90,21 @@ def guided_ddpm(
         return _guided(loaded, Denoiser(loaded.unet, Pixels()), 1, settings, shelf, load_features)
 
     about = "A model that knows no prompt, steered by a painting. The style scale is a share of the predicted noise."
-    return Explorer("Guided DDPM", about, controls, begin, look=shelf.look("painting"), initial=initial)
+    return Explorer("Guided DDPM", about, controls, begin, look=shelf.look("painting"), initial=initial, store=store)
 
 
 def sdedit(
-    *, model: PixelModel | None = None, pictures: Mapping[str, ImageSource] | None = None, **initial: Any
+    *,
+    model: PixelModel | None = None,
+    pictures: Mapping[str, ImageSource] | None = None,
+    store: Store | None = None,
+    **initial: Any,
 ) -> Explorer:
     """SDEdit: a picture noised to a level and drawn anew from there towards a prompt.
 
     Arguments:
         model: text to image in pixels; default the profile's.
-        pictures, initial: as in `style_transfer`.
+        pictures, store, initial: as in `style_transfer`.
     """
     shelf, load = Shelf(pictures), once(model, pixel_model)
     timesteps = _timesteps()
@@ -126,10 +131,10 @@ def sdedit(
         f"The start is the number of the timestep that the picture is noised to, of {len(timesteps)}: the later, the "
         "closer to the picture."
     )
-    return Explorer("SDEdit", about, controls, begin, look=shelf.look("photo"), initial=initial)
+    return Explorer("SDEdit", about, controls, begin, look=shelf.look("photo"), initial=initial, store=store)
 
 
-def anagram(*, model: PixelModel | None = None, **initial: Any) -> Explorer:
+def anagram(*, model: PixelModel | None = None, store: Store | None = None, **initial: Any) -> Explorer:
     """A visual anagram: one prompt as it stands, another in a view; arguments as in `sdedit`."""
     load, timesteps = once(model, pixel_model), _timesteps()
     controls = {
@@ -157,7 +162,7 @@ def anagram(*, model: PixelModel | None = None, **initial: Any) -> Explorer:
         return _sampled(steps, {}, _pixel_weights(loaded), seen=both)
 
     about = "Left the picture as it is drawn, right its view: it should show the other prompt."
-    return Explorer("Visual anagram", about, controls, begin, initial=initial)
+    return Explorer("Visual anagram", about, controls, begin, initial=initial, store=store)
 
 
 def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def _guided(
 
     def weights() -> dict:
         hashes = {"features": networks[0].identity} if networks else {}
-        return {Path(pipe.name_or_path).name: drawings.pipeline_sha256(pipe), **hashes}
+        return {Path(pipe.name_or_path).name: models.pipeline_sha256(pipe), **hashes}
 
     return _sampled(steps, inputs, weights)
 

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from ex4lib import images
-from experiments.store import Run, stored
 
 #: Previews that a run decodes and keeps for the scrubber, about.
 FRAMES = 16
@@ -22,6 +21,9 @@ FRAMES = 16
 FILM = 4
 
 Settings = dict[str, Any]
+
+#: ``store(kind, config, compute, inputs=..., weights=...)`` -> a `Finished` run, computed or found.
+Store = Callable[..., Any]
 Weights = Callable[[], dict[str, str | None]]
 
 
@@ -106,6 +108,19 @@ def watched(job: Job) -> Iterator[View]:
     yield view(job.final)
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a store keeps of a run: numbers, and pictures ``(1, 3, H, W)`` by name."""
+
+    values: dict[str, Any]
+    pictures: dict[str, Tensor]
+
+
+def no_store(kind: str, config: Settings, compute: Callable[[], Finished], **identity: Any) -> Finished:
+    """The store that keeps nothing."""
+    return compute()
+
+
 class Recorder:
     """Collects the views of a run into a `Result`."""
 
@@ -131,22 +146,23 @@ class Recorder:
         )  # fmt: skip
 
 
-def from_store(explorer: str, settings: Settings, job: Job) -> Result:
-    """The result of a job from the store of finished runs, or else computed and kept there.
+def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Result:
+    """The result of a job from a store of finished runs, or else computed and kept there.
 
     Its pictures are those of the last and `FILM` earlier steps, as the store keeps them.
     """
 
-    def compute() -> Run:
+    def compute() -> Finished:
         recorder = Recorder(settings, job)
         for view in watched(job):
             recorder.add(view)
         result = recorder.result()
         pictures = {str(number): result.picture(number) for number in spread(list(result.frames), FILM + 1)}
-        return Run({"total": result.total, "losses": result.losses}, pictures)
+        return Finished({"total": result.total, "losses": result.losses}, pictures)
 
     config = {"explorer": explorer, **settings}
-    run = stored("explorers", config, compute, inputs=job.inputs, weights=job.weights())
+    weights = job.weights() if store is not no_store else {}
+    run = store("explorers", config, compute, inputs=job.inputs, weights=weights)
     job.steps.close()  # where the store had it, the loop was never begun
     pictures = {int(number): picture for number, picture in run.pictures.items()}
     frames = {number: png(pictures[number]) for number in sorted(pictures)}
