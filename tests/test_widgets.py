@@ -431,7 +431,7 @@ def test_style_transfer_is_stylize(network, own, start):
     )
     result = run(explorer)
     assert torch.equal(result.image, expected.image) and result.losses == pytest.approx(expected.losses)
-    assert list(result.inputs) == ["photo", "painting"] and result.weights() == {"vgg19": None}
+    assert list(result.inputs) == ["photo", "painting"] and result.weights() == {"network": network.identity}
 
 
 def test_inversion_is_invert(network, own):
@@ -469,7 +469,7 @@ def test_guided_stable_diffusion_is_the_pipeline(stable, own, scheduler, monkeyp
     assert [loss for loss in result.losses if loss is not None] == pytest.approx(
         [row["loss"][0] for row in found.trace]
     )
-    assert set(result.weights()) == {"tiny-sd", "vgg16"} and list(result.inputs) == ["painting"]
+    assert set(result.weights()) == {"tiny-sd", "features"} and list(result.inputs) == ["painting"]
 
 
 def test_at_scale_0_no_network_and_no_painting_is_asked_for(stable, monkeypatch):
