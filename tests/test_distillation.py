@@ -299,7 +299,7 @@ class Failing:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_is_taken_back(value):
     loop = distil(Failing({3, 4}, value), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=8, warm_up=0)
-    with pytest.warns(RuntimeWarning, match="update 4: 1 of 1 not finite and taken back"):
+    with pytest.warns(RuntimeWarning, match="update [45]: 1 of 1 not finite and taken back"):
         steps = list(loop)
     assert [bool(step.note) for step in steps] == [False] * 3 + [True] * 2 + [False] * 3
     assert torch.equal(steps[3].clean, steps[2].clean) and torch.equal(steps[4].clean, steps[2].clean)
