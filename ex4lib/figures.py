@@ -1,21 +1,24 @@
 """Labelled grids and curves, saved with what made them.
 
-`save` writes ``figures/NAME.png`` with its provenance inside the file and in ``figures/metrics.json``; nothing else
-writes there.
+`save` writes ``figures/NAME.jpg`` or ``figures/NAME.png``, and what it was made from into ``figures/metrics/NN.json``;
+nothing else writes there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import hashlib
 import io
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from filelock import FileLock  # torch and huggingface_hub require it
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullLocator
@@ -23,12 +26,17 @@ from PIL import Image
 from torch import Tensor
 
 from ex4lib import images
-from ex4lib.files import environment, figures_folder, write_json
+from ex4lib.files import environment, figures_folder, write_bytes
 
 #: Okabe & Ito's colours, told apart by most colour-blind readers; markers say it a second time.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 #: Pixels per inch of a figure, at least and at most; between them as many as its pictures have.
 DENSITY = (140, 170)
+#: Greatest width in pixels at which a notebook shows a figure.
+SHOWN_WIDTH = 1000
+#: Files of pictures, as `save` writes them.
+SUFFIXES = (".jpg", ".png")
+_DRAWING = 1  # raise it when figures are drawn in another way, so that all are written again
 _CELL = 0.9  # least width of a picture in inches: smaller pictures make larger labels, once in print
 _FEW = 8  # values of a logarithmic axis that are all labelled
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -206,7 +214,7 @@ def matrix(
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A written figure; as the last line of a notebook's cell it shows itself, as JPEG to keep the notebook small."""
+    """A written figure; as the last line of a notebook's cell it shows itself, at most `SHOWN_WIDTH` pixels wide."""
 
     path: Path
     caption: str
@@ -214,30 +222,147 @@ class Saved:
     def _repr_jpeg_(self) -> bytes:
         buffer = io.BytesIO()
         with Image.open(self.path) as picture:
-            picture.convert("RGB").save(buffer, "JPEG", quality=85)
+            shown = picture.convert("RGB")
+        if shown.width > SHOWN_WIDTH:
+            shown = shown.resize(
+                (SHOWN_WIDTH, round(shown.height * SHOWN_WIDTH / shown.width)), Image.Resampling.LANCZOS
+            )
+        shown.save(buffer, "JPEG", quality=80)
         return buffer.getvalue()
 
     def __repr__(self) -> str:
         return self.caption
 
 
-def save(figure: Figure, name: str, *, caption: str, values: Any = None, **provenance: Any) -> Saved:
-    """Write ``figures/NAME.png`` and its row of ``figures/metrics.json``; returns what a notebook shows.
+def save(
+    figure: Figure, name: str, *, caption: str, values: Any = None, lossless: bool = False, **provenance: Any
+) -> Saved:
+    """Write a figure and its row of ``figures/metrics/NN.json``; returns what a notebook shows.
+
+    A figure with colour pictures becomes ``figures/NAME.jpg``, any other ``figures/NAME.png``. ``NN`` is the number
+    that the name begins with, or its folder; the file holds the rows of one notebook and, once, the environment in
+    which they were made. Nothing is written while the picture file is there, its row holds the same `content_sha256`
+    and its ``values`` agree to four digits: another processor or version of a library leaves both as they are.
 
     Arguments:
         caption: what the figure shows, also its alt text.
         values: the numbers behind it, as plain JSON; the report reads them.
+        lossless: write a PNG that keeps every pixel and holds the row as its text ``ex4lib``.
         provenance: config, seed, network names, weight hashes.
+
+    Raises:
+        ValueError, TypeError: values that are no JSON, or not finite.
     """
-    row = {"caption": caption, "values": values, **provenance, "environment": environment()}
+    row = {"caption": caption, "values": values, **provenance, "sha256": content_sha256(figure)}
+    row = json.loads(json.dumps(row, allow_nan=False))  # tuples as lists, as the file has them
+    photographs = not lossless and any(np.ndim(image.get_array()) == 3 for axes in figure.axes for image in axes.images)
+    path = figures_folder() / f"{name}.{'jpg' if photographs else 'png'}"
+    table = _table(name)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(table.parent / ".lock"):  # notebooks may run side by side
+        rows = _rows(table)
+        if path.is_file() and _agree(rows.get(name), row):
+            return Saved(path, caption)
+        for other in path.parent.glob(f"{path.stem}.*"):
+            if other != path and other.suffix in SUFFIXES:
+                other.unlink()
+        write_bytes(path, _encoded(figure, photographs, row | {"environment": environment()} if lossless else None))
+        _write_table(table, rows | {name: row})
+    return Saved(path, caption)
+
+
+def saved_rows() -> dict[str, dict]:
+    """The rows of all figures by name: ``caption``, ``values``, ``sha256`` and provenance, also ``environment``."""
+    found = {}
+    for table in sorted((figures_folder() / "metrics").glob("*.json")):
+        content = json.loads(table.read_text("utf-8"))
+        rows = content["figures"].items()
+        found |= {name: row | {"environment": content["environment"]} for name, row in rows}
+    return found
+
+
+def picture_path(name: str) -> Path | None:
+    """The picture file of a figure, or None."""
+    paths = (figures_folder() / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def content_sha256(figure: Figure) -> str:
+    """SHA-256 of what a figure shows, apart from how matplotlib draws it.
+
+    It covers the size, the pictures at 8 bits, the labels, and lines and intervals to three digits.
+    """
+    parts: list[Any] = [_DRAWING, [round(float(side), 2) for side in figure.get_size_inches()]]
+    digest = hashlib.sha256()
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        labels = [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale(), axes.get_yscale()]
+        labels += [text.get_text() for text in [*axes.texts, *(legend.get_texts() if legend else [])]]
+        labels += [list(getattr(axis.get_major_formatter(), "seq", [])) for axis in (axes.xaxis, axes.yaxis)]
+        parts.append([labels, [(_digits(line.get_xydata()), line.get_marker()) for line in axes.lines]])
+        parts.append([_digits(part) for group in axes.collections for part in getattr(group, "get_segments", list)()])
+        for image in axes.images:
+            levels = np.asarray(image.get_array())
+            shown = levels.tobytes() if levels.ndim == 3 else json.dumps(_digits(levels)).encode()
+            digest.update(f"{levels.shape}".encode() + shown)
+    digest.update(json.dumps(parts).encode())
+    return digest.hexdigest()
+
+
+def _digits(values: Any) -> list[str]:
+    return [f"{value:.3g}" for value in np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).ravel()]
+
+
+def _agree(old: Any, new: Any) -> bool:
+    """Whether two rows are the same but for the last digits of their numbers."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_agree(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_agree, old, new))
+    if isinstance(old, float) or isinstance(new, float):
+        numbers = (int, float)
+        return (
+            isinstance(old, numbers) and isinstance(new, numbers) and math.isclose(old, new, rel_tol=1e-4, abs_tol=1e-6)
+        )
+    return old == new
+
+
+def _encoded(figure: Figure, photographs: bool, row: Mapping[str, Any] | None) -> bytes:
     buffer = io.BytesIO()
-    text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)})
-    figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": text})
-    folder = figures_folder()
-    picture = images.write_bytes(folder / f"{name}.png", buffer.getvalue())
-    with open(folder / ".lock", "w") as lock:  # notebooks may run side by side
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        path = folder / "metrics.json"
-        rows = json.loads(path.read_text()) if path.is_file() else {}
-        write_json(path, rows | {name: row})
-    return Saved(picture, caption)
+    if row is not None:
+        text = images.png_text({"ex4lib": json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False)})
+        figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": text})
+        return buffer.getvalue()
+    figure.savefig(buffer, format="png")
+    with Image.open(buffer) as drawn:
+        picture = drawn.convert("RGB")
+    smaller = io.BytesIO()
+    if photographs:
+        picture.save(smaller, "JPEG", quality=87, subsampling=0)
+    else:  # lines and letters have few colours
+        picture.quantize(255, dither=Image.Dither.NONE).save(smaller, "PNG", optimize=True)
+    return smaller.getvalue()
+
+
+def _table(name: str) -> Path:
+    """The file of a figure's row."""
+    found = re.match(r"(\d\d)_|(\w+)/", name)
+    return figures_folder() / "metrics" / f"{(found[1] or found[2]) if found else 'others'}.json"
+
+
+def _rows(table: Path) -> dict[str, dict]:
+    return json.loads(table.read_text("utf-8"))["figures"] if table.is_file() else {}
+
+
+def _write_table(table: Path, rows: Mapping[str, Mapping]) -> None:
+    """Write a table with a line for each entry of a row, so that a changed figure changes few lines."""
+
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+    blocks = []
+    for name in sorted(rows):
+        lines = [f"   {text(key)}: {text(value)}" for key, value in sorted(rows[name].items())]
+        blocks.append(f"  {text(name)}: {{\n" + ",\n".join(lines) + "\n  }")
+    figures = ' "figures": {\n' + ",\n".join(blocks) + "\n }"
+    write_bytes(table, f'{{\n "environment": {text(environment())},\n{figures}\n}}\n'.encode())

@@ -2,44 +2,67 @@
 
 Figures are written by the notebooks themselves, through ``ex4lib.figures``. A notebook that fails is named with its
 cell and error, also when the error happened in a widget's callback, where the runner alone would not notice. A copy is
-not executed again while its cells, the package and the settings are what they were and its figures are there.
+not executed again while its cells, its settings, the modules it imported, the pictures and models it opened are what
+they were and its figures are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import ast
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-from documents import ASSIGNMENT4, EX4, publish
+from documents import ASSIGNMENT4, EX4, MODELS, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from ex4lib import files, images, models
+from ex4lib import figures, files, images, models
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+#: Folders of what decides the results of a notebook.
+PARTS = ("ex4lib", "experiments", "training")
+#: Run in a kernel before the first cell: writes the names of all modules and opened files when the kernel ends.
+RECORDER = """
+import atexit, json, sys
+_opened = set()
+sys.addaudithook(lambda event, values: _opened.add(str(values[0])) if event == "open" else None)
+def _write():
+    modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    names = sorted({str(name) for name in [*_opened, *modules] if name})
+    with open(TARGET, "w") as file:
+        json.dump(names, file)
+atexit.register(_write)
+"""
 
 
-def execute(path: Path, timeout: int | None = None) -> nbformat.NotebookNode:
+def execute(path: Path, timeout: int | None = None, record: Path | None = None) -> nbformat.NotebookNode:
     """Run all cells of a notebook in its own folder and return it, without widget state.
 
     Arguments:
         timeout: seconds that a cell may take.
+        record: where the names of the files that the kernel used are written, as JSON.
 
     Raises:
         RuntimeError: a cell or a widget callback failed.
     """
     notebook = nbformat.read(path, as_version=4)
+    line = f"exec({RECORDER!r}, {{'TARGET': {str(record)!r}}})"
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=[] if record is None else [f"--IPKernelApp.exec_lines={[line]!r}"],
     )
     try:
         client.execute()
@@ -75,37 +98,66 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def copied(path: Path, copy: Path) -> bool:
     """Execute a notebook into a copy, unless that is there already; whether it was executed.
 
-    ``EX4_STORE=ignore`` executes it always.
+    Beside the copy lies what it was made from: its cells and settings, and each file of the project that the execution
+    imported or opened. ``EX4_STORE=ignore`` executes it always.
 
     Raises:
         RuntimeError: see `execute`.
     """
-    mark, made_from = copy.with_suffix(".made"), fingerprint(path)
+    mark = copy.with_suffix(".made")
     if os.environ.get("EX4_STORE") != "ignore" and copy.is_file() and mark.is_file():
-        names = figures_of(path)
-        rows = json.loads((files.figures_folder() / "metrics.json").read_text()) if names else {}
-        there = all(name in rows and (files.figures_folder() / f"{name}.png").is_file() for name in names)
-        if there and mark.read_text() == made_from:
+        made = json.loads(mark.read_text())
+        unchanged = made["cells"] == cells_sha256(path) and made["files"] == digests(made["files"])
+        if unchanged and all(map(figures.picture_path, made["figures"])):
             return False
-    write(execute(path), copy)
-    images.write_bytes(mark, made_from.encode())
+    mark.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder, "used")
+        write(execute(path, record=record), copy)
+        names = json.loads(record.read_text()) if record.is_file() else None
+    if names is not None:
+        made = {"cells": cells_sha256(path), "files": digests(used_files(names)), "figures": sorted(figures_of(path))}
+        files.write_json(mark, made)
     return True
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of what decides a notebook's results: its cells, the package with its weights, the ``EX4_`` variables."""
+def cells_sha256(path: Path) -> str:
+    """SHA-256 of a notebook's cells and of the ``EX4_`` variables."""
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
     settings = {name: value for name, value in os.environ.items() if name.startswith("EX4_")}
-    return hashlib.sha256(json.dumps([cells, settings, package_sha256()], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([cells, settings], sort_keys=True).encode()).hexdigest()
 
 
-@functools.cache
-def package_sha256() -> str:
-    """SHA-256 over the package's files."""
-    digest, package = hashlib.sha256(), Path(files.__file__).parent
-    for file in sorted(each for each in package.rglob("*") if each.is_file() and each.suffix != ".pyc"):
-        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()
+def used_files(names: Iterable[str]) -> set[str]:
+    """Of the files that a process used those that decide its results, relative to the project.
+
+    Modules, pictures, and whole folders of models, whose weights are read past Python.
+    """
+    found = set()
+    for name in names:
+        path = Path(name).resolve()
+        if path.is_relative_to(MODELS):
+            folder = MODELS / path.relative_to(MODELS).parts[0]
+            found |= {part for part in folder.rglob("*") if part.is_file()}
+        elif path.is_file() and any(path.is_relative_to(ROOT / part) for part in PARTS) and path.suffix != ".pyc":
+            found.add(path)
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def digests(names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of files of the project, of modules without comments and docstrings; None where there is none."""
+    return {name: _digest(ROOT / name) if (ROOT / name).is_file() else None for name in names}
+
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        tree = ast.parse(content)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        content = ast.dump(tree).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def figures_of(path: Path) -> set[str]:
@@ -146,8 +198,8 @@ def main() -> None:
         return
     try:
         for document in (EX4, ASSIGNMENT4):
-            publish(document)
-            print(document.target)
+            changed = publish(document)
+            print(document.target if changed else f"{document.target}: as it was")
     except RuntimeError as error:
         sys.exit(f"notebooks and figures are there, a PDF is not: {error}")
 

@@ -7,7 +7,6 @@ model by ``card("NAME")``, all of ``common.typ``: so it is known what a PDF depe
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ex4lib import files, images
+from ex4lib import figures, files, images
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "report" / "manifest.json"
@@ -47,34 +46,32 @@ def used(source: Path) -> tuple[set[str], set[str]]:
 
 
 def inputs(source: Path) -> dict[str, str]:
-    """SHA-256 of all that a PDF is made from: sources, figures, rows of ``metrics.json``, cards of models.
-
-    Exported figures are not among them: they are a user's own, and no reason to call a report stale.
+    """SHA-256 of all that a PDF is made from: sources, figures and their rows, cards of models, exported figures.
 
     Raises:
         RuntimeError: a figure, a row or a card is missing.
     """
-    folder = files.figures_folder()
-    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = figures.saved_rows()
     shown, read = used(source)
     cards = _cards(source)
-    missing = {name for name in shown if not (folder / f"{name}.png").is_file()} | (read - metrics.keys())
+    missing = {name for name in shown if not figures.picture_path(name)} | (read - rows.keys())
     missing |= {name for name, card in cards.items() if not card.is_file()}
     if missing:
         raise RuntimeError(f"{source.name} needs figures that are not there: {', '.join(sorted(missing))}")
     found = {name: part.read_bytes() for name, part in _parts(source).items()}
-    found |= {f"{name}.png": (folder / f"{name}.png").read_bytes() for name in shown}
-    found |= {f"metrics.json: {name}": json.dumps(metrics[name], sort_keys=True).encode() for name in read}
+    found |= {name: figures.picture_path(name).read_bytes() for name in shown}
+    found |= {f"row of {name}": json.dumps(_lasting(rows[name]), sort_keys=True).encode() for name in read}
+    if _shows_gallery(source):
+        found |= {f"exported/{path.name}": path.read_bytes() + caption.encode() for path, caption in exported()}
     found |= {f"evaluation.json: {name}": card.read_bytes() for name, card in cards.items()}
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(found.items())}
 
 
 def exported() -> list[tuple[Path, str]]:
     """Figures that a user exported, with their captions, by name; what is no readable picture is left out."""
-    folder = files.figures_folder()
-    rows = json.loads((folder / "metrics.json").read_text())
-    found = []
-    for path in sorted((folder / "exported").glob("*.png")):
+    rows, found = figures.saved_rows(), []
+    folder = files.figures_folder() / "exported"
+    for path in sorted(path for path in folder.glob("*") if path.suffix in figures.SUFFIXES):
         try:
             with Image.open(path) as picture:
                 picture.load()
@@ -87,29 +84,30 @@ def exported() -> list[tuple[Path, str]]:
 def compile_report(source: Path, target: Path) -> None:
     """Compile a Typst source to a PDF, offline; the same figures give the same bytes.
 
-    What it is made from is laid into a folder of its own, and nothing else can be read. Figures that are smaller as
-    JPEG go in as such: a report of many pictures would be four times the size.
+    What it is made from is copied into a folder of its own, and nothing else can be read.
 
     Raises:
         RuntimeError: the source has a mistake, or a figure or number it shows is missing.
     """
     import typst  # of the extra "report"
 
-    figures, jpegs, gallery = files.figures_folder(), [], []
+    suffixes, gallery = {}, []
     with tempfile.TemporaryDirectory() as place:
         for name, part in _parts(source).items():
             _lay(part, Path(place, name))
         for name, card in _cards(source).items():
             if card.is_file():
                 _lay(card, Path(place, "models", name, card.name))
-        shutil.copy(figures / "metrics.json", place)
+        files.write_json(Path(place, "metrics.json"), figures.saved_rows())
         for name in sorted(used(source)[0]):
-            if (figures / f"{name}.png").is_file() and _lay_picture(figures / f"{name}.png", Path(place, name)):
-                jpegs.append(name)
+            if path := figures.picture_path(name):
+                _lay(path, Path(place, path.name))
+                suffixes[name] = path.suffix
         for i, (path, caption) in enumerate(exported()):
-            smaller = _lay_picture(path, Path(place, f"exported-{i}"))
-            gallery.append({"file": f"exported-{i}.{'jpg' if smaller else 'png'}", "caption": caption})
-        options = {"figures": ".", "models": "models", "jpegs": ",".join(jpegs), "exported": json.dumps(gallery)}
+            _lay(path, Path(place, f"exported-{i}{path.suffix}"))
+            gallery.append({"file": f"exported-{i}{path.suffix}", "caption": caption})
+        options = {"figures": ".", "models": "models"}
+        options |= {"suffixes": json.dumps(suffixes), "exported": json.dumps(gallery)}
         try:
             pdf = typst.compile(Path(place, source.name), root=place, sys_inputs=options)
         except typst.TypstError as error:
@@ -150,26 +148,29 @@ def _lay(path: Path, target: Path) -> None:
     shutil.copy(path, target)
 
 
-def _lay_picture(path: Path, target: Path) -> bool:
-    """Copy a figure, as JPEG if that is smaller; whether it was. The target comes without a suffix."""
-    buffer = io.BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(buffer, "JPEG", quality=90, subsampling=0)
-    smaller = buffer.tell() < path.stat().st_size
-    if smaller:
-        target.with_name(f"{target.name}.jpg").write_bytes(buffer.getvalue())
-    else:
-        shutil.copy(path, target.with_name(f"{target.name}.png"))
-    return smaller
+def _lasting(row: dict) -> dict:
+    """A row without its environment: where numbers were computed is no reason to compile them again."""
+    return {key: value for key, value in row.items() if key != "environment"}
 
 
-def publish(document: Document, manifest: Path = MANIFEST) -> None:
-    """Compile a document and write down what it was made from; the manifest last."""
+def _shows_gallery(source: Path) -> bool:
+    parts = [part for part in _parts(source).values() if part.suffix == ".typ" and part.is_file()]
+    return any("in exported" in _code(part) for part in parts)
+
+
+def publish(document: Document, manifest: Path = MANIFEST) -> bool:
+    """Compile a document and write down what it was made from, the manifest last; whether that was needed.
+
+    A PDF whose inputs have not changed keeps its bytes, whatever version of Typst is installed.
+    """
+    if not stale(document, manifest):
+        return False
     made_from = inputs(document.source)
     compile_report(document.source, document.target)
     rows = json.loads(manifest.read_text()) if manifest.is_file() else {}
     pdf = hashlib.sha256(document.target.read_bytes()).hexdigest()
     files.write_json(manifest, rows | {document.target.name: {"pdf": pdf, "inputs": made_from}})
+    return True
 
 
 def stale(document: Document, manifest: Path = MANIFEST) -> list[str]:

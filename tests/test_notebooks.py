@@ -1,6 +1,7 @@
 """Every notebook runs to its end in the full profile, on random weights of the real architectures, in its fast mode."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_runs_in_the_full_profile(path, random_models, tmp_path, monkeypatch):
     monkeypatch.setenv("EX4_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     builder().execute(path)
-    assert list(tmp_path.glob("*.png"))
+    assert list(tmp_path.glob("*.png")) or list(tmp_path.glob("*.jpg"))
 
 
 def test_a_copy_is_executed_again_only_when_something_changed(tmp_path, monkeypatch):
@@ -94,10 +95,39 @@ def test_a_copy_is_executed_again_only_when_something_changed(tmp_path, monkeypa
     (figures / "97_nothing.png").unlink()
     assert run() and not run()
     assert run(source + "\n# again") and not run(source + "\n# again")
+    made = json.loads(copy.with_suffix(".made").read_text())
+    assert "ex4lib/figures.py" in made["files"] and "ex4lib/transfer.py" not in made["files"]
+    made["files"]["ex4lib/figures.py"] = "another"
+    copy.with_suffix(".made").write_text(json.dumps(made))
+    assert run(source + "\n# again") and not run(source + "\n# again")
     monkeypatch.setenv("EX4_PROFILE", "auto")
     assert run(source + "\n# again") and not run(source + "\n# again")
     monkeypatch.setenv("EX4_STORE", "ignore")
     assert run(source + "\n# again")
+
+
+def test_comments_and_docstrings_execute_nothing_again(tmp_path, monkeypatch):
+    module = builder()
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    path = tmp_path / "one.py"
+
+    def digest(text):
+        path.write_text(text)
+        return module.digests(["one.py"])["one.py"]
+
+    first = digest('"""A."""\ndef f():\n    """B."""\n    return 1  # C\n')
+    assert digest('"""D."""\ndef f():\n    """E."""\n    return 1\n') == first
+    assert digest('"""A."""\ndef f():\n    """B."""\n    return 2  # C\n') != first
+    assert module.digests(["nowhere.py"]) == {"nowhere.py": None}
+
+
+def test_a_model_counts_with_all_its_files_and_other_files_do_not():
+    module = builder()
+    names = [str(ROOT / "ex4lib/assets/models/mini-judge/config.json"), str(ROOT / "README.md"), "/etc/hosts"]
+    found = module.used_files([*names, str(ROOT / "experiments/store.py")])
+    assert {path.split("/")[3] for path in found if "assets" in path} == {"mini-judge"}
+    assert any(path.endswith(".safetensors") for path in found)
+    assert {path for path in found if "assets" not in path} == {"experiments/store.py"}
 
 
 def test_a_failing_cell_is_named(tmp_path):

@@ -279,7 +279,7 @@ def test_export_writes_figure_provenance_and_typst(tmp_path):
     assert row["config"] == {"explorer": "Test", "weight": 1.0, "kind": "a", "seed": 11, "step": 4, "total": 4}
     assert row["seed"] == 11 and row["weights"] == {"nothing": "0" * 64} and len(row["inputs"]["grey"]) == 64
     assert row["values"]["losses"] == [0.75, 0.5, 0.25, 0.0] and "torch" in row["environment"]
-    assert json.loads((tmp_path / "figures" / "metrics.json").read_text())["exported/my-figure_1"] == row
+    assert figures.saved_rows()["exported/my-figure_1"] == row
     assert str(path) in explorer.status.value
     assert (
         "#figure(image(&quot;exported/my-figure_1.png&quot;, alt: &quot;Test, step 4 of 4: " in explorer.exported.value

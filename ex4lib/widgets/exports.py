@@ -84,7 +84,7 @@ def write(explorer: str, shown: Shown, name: str) -> tuple[figures.Saved, str]:
     free = next(each for each in names if not (folder / f"{each}.png").exists())
     result, number = shown[-1]
     text = f"{explorer}, step {number} of {result.total}: {told(result.settings)}."
-    saved = figures.save(figure(shown), f"exported/{free}", caption=text, **provenance(explorer, shown))
+    saved = figures.save(figure(shown), f"exported/{free}", caption=text, lossless=True, **provenance(explorer, shown))
     return saved, typst_line(free, text)
 
 
