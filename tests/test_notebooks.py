@@ -50,7 +50,7 @@ def test_is_clean(path):
     assert all(cell.execution_count for cell in code), "not executed"
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type in ("error",)]
-    assert "colab-badge.svg" in notebook.cells[0].source
+    assert "colab" not in notebook.cells[0].source and "git+" not in code[0].source  # nobody else's code is installed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -8,6 +8,8 @@ import torch
 from documents import ASSIGNMENT4, EX4, Document, compile_report, inputs, publish, stale, used
 from PIL import Image
 
+from ex4lib.figures import SUFFIXES
+
 pytest.importorskip("typst", reason="of the extra 'report'")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,23 +52,40 @@ def folder(tmp_path):
         name: {
             "caption": f"Caption of {name}.",
             "values": values.get(name),
-            "environment": {"torch": "2"},
             "weights": {"pipeline": "0123456789abcdef-0123456789abcdef"},
         }
         for name in (*values, *(f"09_{each}" for each in extra))
     }
     for name in metrics:
         Image.new("RGB", (40, 30), "teal").save(folder / f"{name}.png")
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _write_rows(folder, metrics)
     return folder
+
+
+def _write_rows(folder, rows):
+    (folder / "metrics").mkdir(exist_ok=True)
+    (folder / "metrics" / "all.json").write_text(json.dumps({"environment": {"torch": "2"}, "figures": rows}))
+
+
+def _rows(folder):
+    return json.loads((folder / "metrics" / "all.json").read_text())["figures"]
+
+
+def _committed_rows():
+    tables = (ROOT / "figures" / "metrics").glob("[0-9]*.json")
+    return {name: row for table in tables for name, row in json.loads(table.read_text("utf-8"))["figures"].items()}
+
+
+def _committed_figures():
+    return {path.stem: path for path in (ROOT / "figures").glob("*.*") if path.suffix in SUFFIXES}
 
 
 def _linked(folder, metrics):
     """A folder with the committed figures and other rows."""
     folder.mkdir()
-    for path in (ROOT / "figures").glob("*.png"):
+    for path in _committed_figures().values():
         (folder / path.name).symlink_to(path)
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _write_rows(folder, metrics)
     return folder
 
 
@@ -80,29 +99,31 @@ def test_the_same_figures_give_the_same_bytes(folder, tmp_path):
 @pytest.mark.parametrize(("name", "key", "value"), [("09_pds", "after", [0.29]), ("09_sds", "learning_rate", 0.2)])
 def test_numbers_come_from_the_metrics(folder, tmp_path, name, key, value):
     compile_report(ASSIGNMENT, tmp_path / "before.pdf")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = _rows(folder)
     metrics[name]["values"][key] = value
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _write_rows(folder, metrics)
     compile_report(ASSIGNMENT, tmp_path / "after.pdf")
     assert (tmp_path / "before.pdf").read_bytes() != (tmp_path / "after.pdf").read_bytes()
 
 
-def test_a_figure_of_pictures_goes_in_as_jpeg(folder, tmp_path):
+def test_a_jpeg_goes_in_as_it_is(folder, tmp_path):
     grain = torch.randint(0, 256, (400, 400, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    Image.fromarray(grain.numpy()).save(folder / "09_sds.png")
+    (folder / "09_sds.png").unlink()
+    Image.fromarray(grain.numpy()).save(folder / "09_sds.jpg")
     compile_report(ASSIGNMENT, tmp_path / "report.pdf")
-    assert (tmp_path / "report.pdf").stat().st_size < (folder / "09_sds.png").stat().st_size
+    content = (folder / "09_sds.jpg").read_bytes()
+    assert content[len(content) // 2 : len(content) // 2 + 1000] in (tmp_path / "report.pdf").read_bytes()
 
 
 @pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
 def test_the_committed_pdf_is_what_the_committed_figures_make(document, monkeypatch):
     monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
-    assert stale(document) == []
+    assert [name for name in stale(document) if not name.startswith("exported/")] == []  # those are a user's own
 
 
 def test_a_missing_figure_is_named_and_nothing_is_written(folder, tmp_path):
     (folder / "09_vsd.png").unlink()
-    with pytest.raises(RuntimeError, match=r"assignment4.typ: .*09_vsd.png"):
+    with pytest.raises(RuntimeError, match=r"assignment4.typ: .*09_vsd"):
         compile_report(ASSIGNMENT, tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()
 
@@ -113,15 +134,17 @@ def test_a_report_is_stale_when_anything_it_was_made_from_changes(folder, tmp_pa
     publish(document, manifest)
     assert stale(document, manifest) == []
 
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"elsewhere": {"values": 1}}))
+    metrics = _rows(folder)
+    _write_rows(folder, metrics | {"elsewhere": {"values": 1}})
     assert stale(document, manifest) == []  # no row of this report
     metrics["09_pds"]["values"]["after"] = [0.29]
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _write_rows(folder, metrics)
     Image.new("RGB", (40, 30), "red").save(folder / "09_vsd.png")
-    assert stale(document, manifest) == ["09_vsd.png", "metrics.json: 09_pds"]
+    assert stale(document, manifest) == ["09_vsd", "row of 09_pds"]
 
-    publish(document, manifest)
+    assert publish(document, manifest)
+    made = document.target.stat().st_mtime_ns
+    assert not publish(document, manifest) and document.target.stat().st_mtime_ns == made  # nothing to do
     document.target.write_bytes(document.target.read_bytes() + b" ")
     assert stale(document, manifest) == ["report.pdf is not the one that was made"]
 
@@ -143,8 +166,8 @@ def test_parts_and_cards_are_read_from_their_sources_and_comments_are_not(tmp_pa
     (tmp_path / "names.typ").write_text('#let x = of("09_pds").after')
     assert used(source) == ({"09_sds"}, {"09_sds", "09_pds"})
     parts = ["some.typ", "parts/one.typ", "names.typ"]
-    rows = ["metrics.json: 09_sds", "metrics.json: 09_pds", "evaluation.json: mini-sd"]
-    assert inputs(source).keys() == {*parts, "09_sds.png", *rows}
+    rows = ["row of 09_sds", "row of 09_pds", "evaluation.json: mini-sd"]
+    assert inputs(source).keys() == {*parts, "09_sds", *rows}
     source.write_text('#card("mini-nothing")')
     with pytest.raises(RuntimeError, match="not there: mini-nothing"):
         inputs(source)
@@ -153,14 +176,14 @@ def test_parts_and_cards_are_read_from_their_sources_and_comments_are_not(tmp_pa
 @pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
 def test_every_figure_of_a_report_is_there_and_has_a_caption(document):
     shown, read = used(document.source)
-    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
-    assert sorted(name for name in shown if not (ROOT / "figures" / f"{name}.png").is_file()) == []
+    metrics = _committed_rows()
+    assert sorted(shown - _committed_figures().keys()) == []
     assert sorted(read - metrics.keys()) == []
     assert [name for name in shown if not metrics[name]["caption"]] == []
 
 
 def test_every_figure_is_shown():
-    figures = {path.stem for path in (ROOT / "figures").glob("*.png")}
+    figures = set(_committed_figures())
     shown = used(EX4.source)[0] | used(ASSIGNMENT4.source)[0]
     assert sorted(figures - shown - set(IN_NOTEBOOKS_ONLY)) == []
     assert sorted(shown & set(IN_NOTEBOOKS_ONLY)) == []
@@ -174,7 +197,7 @@ def test_no_figure_is_drawn_past_common_typ():
 
 
 def test_the_report_compiles_on_figures_of_the_full_profile(monkeypatch, tmp_path):
-    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
+    metrics = _committed_rows()
     for found in metrics["07_inpainting"]["values"].values():
         found["10"] = found.pop("5")
     for name in ("07_anagrams", "07_hybrids"):
@@ -189,8 +212,7 @@ def test_the_report_compiles_on_figures_of_the_full_profile(monkeypatch, tmp_pat
 
 
 def test_exported_figures_are_appended_as_a_gallery(monkeypatch, tmp_path):
-    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text())
-    plain = {name: row for name, row in metrics.items() if not name.startswith("exported/")}
+    plain = _committed_rows()
     folder = _linked(tmp_path / "figures", plain)
     monkeypatch.setenv("EX4_FIGURES", str(folder))
     document, manifest = Document(EX4.source, tmp_path / "ex4.pdf"), tmp_path / "manifest.json"
@@ -202,14 +224,14 @@ def test_exported_figures_are_appended_as_a_gallery(monkeypatch, tmp_path):
     Image.new("RGB", (40, 30), "red").save(folder / "exported" / "left over.png")
     (folder / "exported" / "broken.png").write_text("no picture")
     row = {"caption": 'SDEdit, step 3 of 30: "a #cat" *by* $night$.'}
-    (folder / "metrics.json").write_text(json.dumps(plain | {"exported/my-cat": row}))
-    assert stale(document, manifest) == []
+    _write_rows(folder, plain | {"exported/my-cat": row})
+    assert stale(document, manifest) == ["exported/left over.png", "exported/my-cat.png"]
     publish(document, manifest)
     assert document.target.read_bytes() != without and stale(document, manifest) == []
 
     for path in (folder / "exported").iterdir():
         path.unlink()
-    assert stale(document, manifest) == []
+    assert len(stale(document, manifest)) == 2
     compile_report(EX4.source, tmp_path / "again.pdf")
     assert (tmp_path / "again.pdf").read_bytes() == without
 
