@@ -8,6 +8,7 @@ from PIL import Image
 
 from ex4lib import cli, models
 from experiments import grading
+from experiments.__main__ import main as experiments_main
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 
@@ -23,7 +24,7 @@ def run(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ex4lib", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            (experiments_main if arguments[0] in ("distil", "evaluate", "sweep") else cli.main)()
         return end.value.code, *capsys.readouterr()
 
     return call

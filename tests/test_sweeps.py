@@ -89,12 +89,12 @@ def test_what_is_no_sweep_is_refused(tmp_path, text):
         sweeps.read(path)
 
 
-#: As ``python -m ex4lib``, but with a store for each process: machines that share no disk.
+#: As ``python -m experiments``, but with a store for each process: machines that share no disk.
 APART = """
 import os
 os.environ["EX4_FIGURES"] = os.path.join(os.environ["EX4_FIGURES"], os.environ.get("RANK", "alone"))
-from ex4lib import cli
-cli.main()
+from experiments.__main__ import main
+main()
 """
 
 
@@ -118,6 +118,6 @@ def test_two_processes_give_one_s_table_and_draw_nothing_twice(tmp_path):
         with open(tmp_path / f"{name}.csv") as file:
             tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
     assert tables[0] == tables[1] and len(tables[0]) == 2 * 2 * 2  # prompts, scales, seeds
-    shares = [{path.name for path in (tmp_path / "two" / rank / "runs" / "drawn").glob("*.json")} for rank in "01"]
+    shares = [{path.name for path in (tmp_path / "two" / rank / "runs" / "drawn").glob("*.jpg")} for rank in "01"]
     assert all(shares) and not shares[0] & shares[1]
-    assert shares[0] | shares[1] == {path.name for path in (tmp_path / "one").glob("alone/runs/drawn/*.json")}
+    assert shares[0] | shares[1] == {path.name for path in (tmp_path / "one").glob("alone/runs/drawn/*.jpg")}

@@ -20,11 +20,11 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(pictures.stylize, pictures.invert, pictures.texture),
-    *(drawing.guide, drawing.distil, drawing.evaluate, drawing.sweep, info.info),
+    *(drawing.guide, info.info),
 )
 
 
-def _interruptible(command: Callable) -> Callable:
+def interruptible(command: Callable) -> Callable:
     """The command, which says so when Ctrl-C ends it (typer would exit silently)."""
 
     @functools.wraps(command)
@@ -39,16 +39,16 @@ def _interruptible(command: Callable) -> Callable:
 
 
 for command in COMMANDS:
-    app.command()(_interruptible(command))
+    app.command()(interruptible(command))
 
 
-def main() -> None:
+def main(commands: typer.Typer = app, name: str = "ex4lib") -> None:
     """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
     try:
-        app()
+        commands()
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         text = batch.reason(error)
         if type(error) is RuntimeError and text == " ".join(str(error).split()):
             raise  # a fault of the program, not of its arguments
-        typer.echo(f"ex4lib: {text}", err=True)
+        typer.echo(f"{name}: {text}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Commands of the second part: guided drawing, score distillation, and its grading."""
+"""The command that draws a prompt in the style of a painting."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Annotated
 
 import torch
 import typer
-from tqdm.auto import tqdm
 
-from ex4lib import files, images, models
+from ex4lib import images, models
 from ex4lib.cli.options import Network, Output, Seed, StyleLoss, check_output
-from experiments import grading
 
 
 def guide(
@@ -72,88 +70,6 @@ def guide(
     seconds = sum(row["seconds"] for row in found.trace)
     lost = sum(row["skipped"] for row in found.trace)
     typer.echo(f"{output}: {len(found.trace)} guided steps in {seconds:.1f} s" + f", {lost} skipped" * bool(lost))
-
-
-def distil(
-    prompt: Annotated[str, typer.Option(help="What to draw, or what the source shows.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; the file is named after the prompt.")],
-    edit_prompt: Annotated[str | None, typer.Option(help="What to make of the source (pds, dds).")] = None,
-    src_img: Annotated[str | None, typer.Option(help="The source (pds, dds).")] = None,
-    loss: Annotated[str, typer.Option(help="sds, vsd, pds or dds.")] = "sds",
-    guidance_scale: Annotated[float | None, typer.Option(help="Default: the assignment's for this loss.")] = None,
-    step: Annotated[int | None, typer.Option(help="Updates. Default: the assignment's for this loss.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="Default: 'low quality' in the full profile.")] = None,
-    model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
-    every: Annotated[int, typer.Option(help="Also keep a picture every so many steps; 0 for none.")] = 0,
-    seed: Seed = 0,
-) -> None:
-    """Optimise latents by a diffusion model's score: the KAIST assignment's main.py.
-
-    Example: python -m ex4lib distil --prompt "A car on the road" --loss sds -o sds
-    """
-    from ex4lib.diffusion import pipelines
-    from ex4lib.diffusion.distillation import check_request, distil_prompt
-
-    target = output / grading.file_name(edit_prompt or prompt)
-    check_output(target)
-    check_request(loss, src_img is not None, edit_prompt is not None)
-    source = None if src_img is None else images.load(src_img)
-    if negative_prompt is None:
-        negative_prompt = "low quality" if models.profile() == "full" else ""
-    pipe = pipelines.stable_diffusion(model or models.source("distillation"))
-    steps = distil_prompt(
-        pipe,
-        edit_prompt or prompt,
-        loss=loss,
-        source=source,
-        source_prompt=prompt if edit_prompt else None,
-        guidance_scale=guidance_scale,
-        steps=step,
-        negative_prompt=negative_prompt,
-        seed=seed,
-    )
-    bar = None
-    for each in steps:
-        bar = bar or tqdm(total=each.total, unit="update")
-        bar.update()
-        if every and each.index % every == 0:
-            images.save(each.image.cpu(), output / "steps" / f"{target.stem}-{each.index:04d}.png")
-    bar.close()
-    config = {"prompt": prompt, "edit_prompt": edit_prompt, "source": src_img, "loss": loss, "seed": seed}
-    config |= {"guidance_scale": guidance_scale, "steps": each.total, "negative_prompt": negative_prompt}
-    images.save(each.image.cpu(), target, metadata={"ex4lib": json.dumps(config)})
-    typer.echo(f"{target}: {each.total} updates")
-
-
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Pictures named after their prompts.")],
-    judge: Annotated[str | None, typer.Option(help="Hub id or folder of a CLIPModel. Default by EX4_PROFILE.")] = None,
-) -> None:
-    """Score pictures against the prompts in their names; writes FOLDER/eval.json: the assignment's eval.py."""
-    grading.pictures_in(folder)  # before the judge is loaded
-    name = models.source("judge", judge)
-    found = grading.evaluate_folder(folder, models.judge(judge), name=name)
-    for prompt, score in found["scores"].items():
-        typer.echo(f"{score:.4f}  {prompt}")
-    graded = "no points: thresholds are CLIP ViT-B/32's" if found["points"] is None else f"{found['points']:g} points"
-    typer.echo(f"{found['score']:.4f}  mean ({graded})")
-
-
-def sweep(
-    config: Annotated[Path, typer.Argument(help="YAML: prompts, styles, style_scales, style_losses, seeds, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the table goes (.csv).")],
-) -> None:
-    """Draw and judge a grid of prompts, paintings, scales and seeds; go on where an earlier run stopped.
-
-    Example: python -m ex4lib sweep sweep.yaml -o sweep.csv; over several GPUs: accelerate launch -m ex4lib sweep ...
-    """
-    from experiments import sweeps
-
-    check_output(output, (".csv",))
-    rows = sweeps.sweep(sweeps.read(config))
-    if sweeps.processes().is_main_process:
-        images.write_bytes(output, sweeps.table(rows).encode())
-        typer.echo(f"{output}: {len(rows)} pictures, also in {files.figures_folder() / 'runs'}")
 
 
 def _fractions(text: str) -> tuple[float, float]:
