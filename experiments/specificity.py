@@ -12,11 +12,12 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ex4lib import images, metrics, models
 from ex4lib.diffusion import pipelines, schedulers
@@ -31,7 +32,9 @@ from experiments.drawings import (
     Judges,
     draw,
     grams,
+    pipeline_sha256,
 )
+from experiments.store import Run, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,25 +154,30 @@ def summary(found: Evaluation, unguided: Evaluation) -> dict[str, float]:
     }
 
 
-def anchor_table(
-    found: Evaluation, unguided: Evaluation, network: VGG, autoencoder=None
+def anchors_of(
+    guided: Mapping[str, list], unguided: Mapping[str, list], network: VGG, autoencoder=None
 ) -> dict[str, dict[str, float]]:
     """For each painting the mean style distance of its guided pictures, beside the anchors of `metrics.anchors`.
 
-    ``autoencoder`` is a function of pictures, such as `round_trip`, through which the painting itself is passed.
+    Arguments:
+        guided, unguided: columns ``painting`` and ``style`` of equal length, such as `comparisons.Study.table` has.
+        autoencoder: a function of pictures, such as `round_trip`, through which the painting itself is passed.
     """
+
+    def mean(table: Mapping[str, list], painting: str) -> float:
+        own = [x for x, name in zip(table["style"], table["painting"], strict=True) if name == painting]
+        return sum(own) / len(own)
+
     rows = {}
-    for painting in dict.fromkeys(found.paintings):
-        own = [number for number, name in enumerate(found.paintings) if name == painting]
-        distance, plain = found.style_distance(), unguided.style_distance()
-        rows[painting] = {"guided": sum(distance[i] for i in own) / len(own)}
-        rows[painting]["unguided"] = sum(plain[i] for i in own) / len(own)
+    for painting in dict.fromkeys(guided["painting"]):
         others = [name for name in PAINTINGS if name != painting]
+        rows[painting] = {"guided": mean(guided, painting), "unguided": mean(unguided, painting)}
         rows[painting] |= metrics.anchors(painting, others, network)
+        del rows[painting]["itself"]  # 0 by definition
         if autoencoder is not None:
             square = images.resize(images.crop_square(images.load(painting)), (128, 128))
             again = metrics.style_distances(autoencoder(square), [painting], network)
-            rows[painting]["itself, encoded and decoded"] = again.item()
+            rows[painting]["encoded and decoded"] = again.item()
     return rows
 
 
@@ -202,6 +210,29 @@ def search(
             plain[key] = evaluate(pipe, None, paintings, prompts, seeds, **options, **shared)
         found = evaluate(pipe, setting, paintings, prompts, seeds, **shared)
         yield setting, summary(found, plain[key])
+
+
+def calibrated(
+    pipe,
+    settings: Sequence[Setting],
+    paintings: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    judges: Judges,
+    features: VGG,
+) -> list[tuple[Setting, dict[str, float]]]:
+    """All of `search`, kept in the store."""
+
+    def compute() -> Run:
+        found = search(pipe, settings, paintings, prompts, seeds, judges=judges, features=features)
+        return Run({"rows": [row for _, row in tqdm(found, total=len(settings), unit="setting")]})
+
+    config = {"settings": [dataclasses.asdict(setting) for setting in settings], "seeds": list(seeds)}
+    config |= {"paintings": list(paintings), "prompts": list(prompts)}
+    weights = {"pipeline": pipeline_sha256(pipe), "features": features.identity} | judges.identity
+    rows = stored("calibrated", config, compute, weights=weights).values["rows"]
+    return list(zip(settings, rows, strict=True))
 
 
 def recommended(rows: Sequence[tuple[Setting, dict[str, float]]], most: float = 0.1) -> tuple[Setting, dict]:

@@ -70,9 +70,24 @@ def test_unguided_pictures_are_drawn_once_and_judged_for_every_painting(parts, m
     setting = Setting(Guidance(0.0), steps=2, guidance_scale=2.0)
     summary = specificity.summary(specificity.evaluate(pipe, setting, STYLES, PROMPTS, [3], **shared), found)
     assert summary["fall"] == 0 and summary["pictures"] == 4
-    rows = specificity.anchor_table(found, found, shared["features"], lambda x: specificity.round_trip(pipe, x))
-    assert set(rows) == set(STYLES)
-    assert {"guided", "unguided", "flat grey", "another painting", "another crop", "itself"} <= set(rows[STYLES[0]])
+
+
+def test_anchors_stand_beside_the_distances_of_each_painting(parts):
+    pipe, shared = parts
+    guided = {"painting": [STYLES[0], STYLES[0], STYLES[1]], "style": [1.0, 3.0, 5.0]}
+    plain = {"painting": list(STYLES), "style": [6.0, 7.0]}
+    rows = specificity.anchors_of(guided, plain, shared["features"], lambda x: specificity.round_trip(pipe, x))
+    assert rows[STYLES[0]]["guided"] == 2 and rows[STYLES[1]]["unguided"] == 7
+    assert {"flat grey", "another painting", "another crop", "encoded and decoded"} <= set(rows[STYLES[0]])
+
+
+def test_a_calibration_is_computed_once(parts, monkeypatch):
+    pipe, shared = parts
+    settings = [Setting(Guidance(scale), steps=2, guidance_scale=2.0) for scale in (0.1, 0.3)]
+    rows = specificity.calibrated(pipe, settings, STYLES, PROMPTS[:1], [3], **shared)
+    assert [setting for setting, _ in rows] == settings and rows[0][1]["pictures"] == 2
+    monkeypatch.setattr(specificity, "search", lambda *_, **__: pytest.fail("computed again"))
+    assert specificity.calibrated(pipe, settings, STYLES, PROMPTS[:1], [3], **shared) == rows
 
 
 def test_the_fall_of_agreement_is_paired():
