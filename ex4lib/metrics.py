@@ -195,7 +195,6 @@ def random_network(seed: int = 0) -> VGG:
     return VGG("vgg16", convolutions, mean=(0.5,) * 3, std=(0.25,) * 3, name=f"vgg16-random-{seed}")
 
 
-@torch.no_grad()
 def style_distance(
     network: VGG,
     image: Tensor,
@@ -204,7 +203,20 @@ def style_distance(
     layers: Sequence[str] = HELD_OUT,
     statistic: str | Statistic = "gram",
 ) -> float:
-    """Mean over layers of ``d(S, S*) / d(0, S*)``; for Gram matrices ``‖G - G*‖² / ‖G*‖²``.
+    """Mean of `statistic_distances` over the pictures of ``image``."""
+    return statistic_distances(network, image, style, layers=layers, statistic=statistic).mean().item()
+
+
+@torch.no_grad()
+def statistic_distances(
+    network: VGG,
+    image: Tensor,
+    style: Tensor,
+    *,
+    layers: Sequence[str] = HELD_OUT,
+    statistic: str | Statistic = "gram",
+) -> Tensor:
+    """Mean over layers of ``d(S, S*) / d(0, S*)`` for each picture, ``(B,)``; for Gram matrices ``‖G - G*‖² / ‖G*‖²``.
 
     Both pictures are judged at a longer side of 256 px, or the image's own where that is less (an enlarged picture
     would be judged by its blur), in the network as it was trained (max pooling, zero padding). 0 is the style itself;
@@ -220,7 +232,7 @@ def style_distance(
         statistic.distance(own[layer], other[layer]) / statistic.distance(torch.zeros_like(other[layer]), other[layer])
         for layer in other
     ]
-    return torch.stack(distances).mean().item()
+    return torch.stack(distances).mean(0)
 
 
 @torch.no_grad()

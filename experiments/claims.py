@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from experiments.comparisons import MEASURES, WORDS, Table, at_equal, curve, difference, joined, mean, removed, select
-from experiments.sentences import number, percent, points, sample, verdict
+from experiments.drawings import TITLES
+from experiments.sentences import change, number, percent, points, sample, verdict
 
 GRAM, MEANVAR = "guided, Gram", "guided, MeanVar"
 
@@ -14,8 +15,8 @@ def at_default(tables: Mapping[str, Table], name: str) -> str:
     """What a method does to style and prompt at its default strength, against the unguided pictures."""
     table, plain = tables[name], tables["unguided"]
     return (
-        f"**{name}** removes {percent(removed(table, plain, 'style'))} of the style distance. The intended painting is "
-        f"the nearest for {percent(mean(table, 'nearest'))}, and prompt agreement changes by "
+        f"**{name}**: the style distance {change(removed(table, plain, 'style'))}. The intended painting is nearest "
+        f"for {percent(mean(table, 'nearest'))}, and prompt agreement changes by "
         f"{100 * difference(table, plain, 'agrees').mean:+.0f} points ({sample(mean(table, 'style'))})."
     )
 
@@ -45,7 +46,7 @@ def losses_apart(tables: Mapping[str, Table]) -> str:
 def colour_and_texture(tables: Mapping[str, Table], name: str) -> str:
     """The shares of the colour and of the texture distance that a method removes."""
     colour, texture = (removed(tables[name], tables["unguided"], k) for k in ("colour", "texture"))
-    return f"{name} removes {percent(colour)} of the colour and {percent(texture)} of the texture distance."
+    return f"{name}: the colour distance {change(colour)}, the texture distance {change(texture)}."
 
 
 def by_painting(tables: Mapping[str, Table], ways: Mapping[str, str]) -> dict[str, dict[str, Table]]:
@@ -66,7 +67,7 @@ def words_against(rows: Mapping[str, Mapping[str, Table]], painting: str) -> str
     often = verdict(agreement, "more often", "less often", "about as often")
     help_ = verdict(extra, "take it farther away", "bring it nearer still", "change little")
     return (
-        f"For {painting.split('-')[0]}, guidance ends {near} the words “{WORDS[painting][2:]}” ({number(style)}), "
+        f"For {TITLES[painting]}, guidance ends {near} the words “{WORDS[painting][2:]}” ({number(style)}), "
         f"and the prompt is found {often} ({points(agreement)}). Words beside the painting {help_} ({number(extra)})."
     )
 
@@ -93,8 +94,8 @@ def course_reports(tables: Mapping[str, Table], rows: Mapping[str, Mapping[str, 
         last = f"At equal prompt agreement MeanVar ends {side} the painting ({number(weaker)})."
     return [
         f"*Guided diffusion looks more natural than style transfer.* {first}",
-        f"*Guidance works mainly in colours.* {mainly}: it removes {percent(colour)} of the colour distance and "
-        f"{percent(texture)} of the texture distance.",
+        f"*Guidance works mainly in colours.* {mainly}: the colour distance {change(colour)}, and the texture "
+        f"distance {change(texture)}.",
         f"*Words and a painting together are superior.* {superior}: for paintings that have a word, the style distance "
         f"of both together differs from that of the painting alone by {number(gain)}.",
         f"*MeanVar takes over the picture* (first report), *MeanVar is weaker* (second report). {last}",

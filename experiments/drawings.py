@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ex4lib import images, metrics, models, transfer
+from ex4lib import colour, images, metrics, models, transfer
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
@@ -33,6 +33,17 @@ REPORT_PAINTINGS = (
     "leonardo-mona-lisa",
 )
 PAINTINGS = tuple(sorted(CHOICE_PAINTINGS + REPORT_PAINTINGS))
+#: What sentences and axes call a painting.
+TITLES = {
+    "arcimboldo-spring": "Arcimboldo",
+    "bruegel-the-harvesters": "Bruegel",
+    "hokusai-great-wave": "Hokusai's wave",
+    "hokusai-poppies": "Hokusai's poppies",
+    "kandinsky-composition-viii": "Kandinsky",
+    "leonardo-mona-lisa": "Leonardo",
+    "renoir-moulin-de-la-galette": "Renoir",
+    "van-gogh-village-street-in-auvers": "van Gogh",
+}
 CHOICE_PROMPTS = ("a dog sitting on grass", "a church beside a lake", "a burger on the table", "a boat in a river")
 REPORT_PROMPTS = (
     "a cat",
@@ -231,9 +242,10 @@ def judged(
             values["second" if name else "style"] = distances[:, intended[0]].tolist()
             values[f"{name}first"] = [candidates[number] for number in distances.argmin(1).tolist()]
         singles = pictures.split(1)
-        values["meanvar"] = [metrics.style_distance(network, x, style, statistic="meanvar") for x in singles]
         values["colour"] = [metrics.colour_distance(x, style) for x in singles]
-        values["texture"] = [metrics.texture_distance(network, x, style) for x in singles]
+        matched = colour.match_colour(pictures, style)
+        for name, shown, statistic in (("meanvar", pictures, "meanvar"), ("texture", matched, "gram")):
+            values[name] = metrics.statistic_distances(network, shown, style, statistic=statistic).tolist()
         if prompt is not None:
             values["agrees"] = judges.agree(pictures, prompt, captions)
             values["score"] = judges.prompts.scores(pictures, [prompt])[:, 0].tolist()

@@ -26,6 +26,15 @@ def number(value: float | Interval, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
 
 
+def change(share: float | Interval) -> str:
+    """A share that was removed, as a verb: "falls by 57 %", or "grows by 23 %" where it is negative."""
+    value = share.mean if isinstance(share, Interval) else share
+    if value >= 0:
+        return f"falls by {percent(share)}"
+    turned = Interval(-share.mean, -share.high, -share.low, share.count) if isinstance(share, Interval) else -share
+    return f"grows by {percent(turned)}"
+
+
 def points(difference: Interval) -> str:
     """A difference of shares in percentage points without its sign, with the interval of the signed difference."""
     low, high = 100 * difference.low, 100 * difference.high
