@@ -1,4 +1,4 @@
-"""A CLIP model that judges pictures against words: never the one that drew them."""
+"""A CLIP model that scores pictures against prompts; it is never the one that drew them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from ex4lib import checks
 from ex4lib.images import check
 
 
@@ -38,7 +39,7 @@ class Judge:
     def image_features(self, images: Tensor, batch: int = 256) -> Tensor:
         """Unit vectors ``(B, D)`` of images ``(B, 3, H, W)`` in [0, 1].
 
-        Pictures that are not square are squeezed, not cropped: what is at the border is judged, too.
+        Pictures that are not square are squeezed, not cropped, so that their borders are judged, too.
         """
         pictures = check(images, "images").float()
         rows = []
@@ -48,13 +49,15 @@ class Judge:
         return torch.cat(rows)
 
     @torch.no_grad()
-    def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors ``(P, D)`` of prompts."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    def text_features(self, prompts: str | Sequence[str]) -> Tensor:
+        """Unit vectors ``(P, D)`` of prompts; one text is a list of one."""
+        tokens = self.tokenizer(
+            checks.prompts(prompts, "prompts"), padding="max_length", truncation=True, return_tensors="pt"
+        )
         tokens = {key: tokens[key].to(self.mean.device) for key in ("input_ids", "attention_mask")}
         return _features(self.model.get_text_features(**tokens))
 
-    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def scores(self, images: Tensor, prompts: str | Sequence[str]) -> Tensor:
         """Cosine similarities ``(B, P)`` in [-1, 1], on the CPU; CLIP score is 100 times this."""
         return (self.image_features(images) @ self.text_features(prompts).T).cpu()
 

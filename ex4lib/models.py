@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ex4lib import checks
 from ex4lib.features import BLOCKS, VGG, layer_names, rescaled
 from ex4lib.files import optional
 
@@ -71,9 +72,7 @@ def profile() -> str:
     Raises:
         ValueError: EX4_PROFILE is none of full, mini, auto.
     """
-    choice = os.environ.get("EX4_PROFILE", "auto")
-    if choice not in ("full", "mini", "auto"):
-        raise ValueError(f"EX4_PROFILE must be full, mini or auto, got {choice!r}")
+    choice = checks.choice(os.environ.get("EX4_PROFILE", "auto"), "EX4_PROFILE", ("full", "mini", "auto"))
     if choice != "auto":
         return choice
     offline = any(os.environ.get(flag, "0") not in ("", "0") for flag in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
@@ -125,9 +124,8 @@ def features(
         FileNotFoundError: the weights are not here and cannot be fetched; says what to install or set.
     """
     name = name or FEATURES[profile()]
-    where = torch.device(where) if where is not None else device()
-    if precision not in ("float32", "bfloat16", "auto"):
-        raise ValueError(f"precision must be float32, bfloat16 or auto, got {precision!r}")
+    where = checks.device(where) if where is not None else device()
+    checks.choice(precision, "precision", ("float32", "bfloat16", "auto"))
     if name == "vgg16-hed":
         network = _offline_vgg(pooling, padding)
     elif name in BLOCKS:
@@ -152,9 +150,7 @@ def source(part: str, name: str | None = None) -> str:
         ValueError: no such part, or the profile has none.
     """
     known = SOURCES[profile()]
-    if part not in known:
-        raise ValueError(f"part must be one of {', '.join(known)}, got {part!r}")
-    name = name or known[part]
+    name = name or known[checks.choice(part, "part", known)]
     if name is None:
         raise ValueError(f"the {profile()} profile has no {part}")
     local = Path(os.environ.get("EX4_MODELS", ""), Path(name).name)

@@ -50,5 +50,10 @@ def test_a_local_folder_stands_for_a_name_of_the_hub(folder, monkeypatch):
     assert models.source("judge").endswith("clip-vit-base-patch32")
     assert models.judge(where="cpu").size == networks.SIZES["mini-judge"]
     assert models.source("ddpm") == "google/ddpm-celebahq-256"
-    with pytest.raises(ValueError, match=r"part must be one of ddpm, stable-diffusion, .* got 'unet'"):
+    with pytest.raises(ValueError, match=r"part must be ddpm, stable-diffusion, .* got 'unet'"):
         models.source("unet")
+
+
+def test_one_prompt_is_a_list_of_one(folder):
+    judge = Judge(folder)
+    assert torch.equal(judge.text_features("a cat"), judge.text_features(["a cat"]))

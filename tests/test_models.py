@@ -219,3 +219,17 @@ def test_budgets(monkeypatch):
     assert models.budget(**choices) == 1
     monkeypatch.setenv("EX4_FAST", "0")
     assert models.budget(**choices) == 3
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    with pytest.raises(ValueError, match="device must be a device of this machine such as cpu, got 'gpu'"):
+        models.features("vgg16-hed", where="gpu")
+
+
+def test_bfloat16_support_is_what_torch_reports(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert not models.native_bfloat16() and models.native_bfloat16(vectors=True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert models.native_bfloat16("cpu")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not models.native_bfloat16(vectors=True)
