@@ -61,7 +61,7 @@ def partners(found: Mapping[str, Any], ids: Sequence[str]) -> list[dict[str, str
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """What belongs to the project: what git would keep; without git all but environments, builds and caches."""
+    """What is handed in: what git would keep, without the finished runs; without git all but builds and caches."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=root,
@@ -73,7 +73,8 @@ def files(root: Path = ROOT) -> list[Path]:
         found = [root / name for name in listed.stdout.split("\0") if name]
     else:
         found = [p for p in root.rglob("*") if not _NOT_OURS & set(p.relative_to(root).parts)]
-    return sorted(path for path in found if path.is_file() and path.suffix != ".zip")
+    runs = root / "figures" / "runs"
+    return sorted(path for path in found if path.is_file() and path.suffix != ".zip" and runs not in path.parents)
 
 
 def packed(folder: str, contents: Mapping[str, bytes]) -> bytes:

@@ -31,6 +31,9 @@ def root(tmp_path, monkeypatch):
         "ex4lib/losses.py": "",
         ".venv/lib.py": "",
         "build/part.txt": "",
+        "figures/03_gallery.jpg": "",
+        "figures/runs/drawn.jsonl": "",
+        "figures/runs/drawn/0123.jpg": "",
         ".gitignore": ".venv/\nbuild/\ndist/\n",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,8 @@ def test_the_zip_holds_code_report_and_names(root, document, git):
     with zipfile.ZipFile(path) as archive:
         names = {name.removeprefix("ex4_111_222/") for name in archive.namelist()}
         readme = archive.read("ex4_111_222/README.md").decode()
-    assert names == {"README.md", "report/people.toml", "ex4lib/losses.py", "ex4.pdf", ".gitignore"}
+    handed_in = {"README.md", "report/people.toml", "ex4lib/losses.py", "ex4.pdf", ".gitignore"}
+    assert names == handed_in | {"figures/03_gallery.jpg"}  # no finished runs
     assert "| Ada Lovelace | 111 | ada |\n| Alan Turing | 222 | alan |" in readme and readme.endswith("# ex4lib\n")
     assert submission.exercise(["111", "222"], root, document).read_bytes() == first
 
