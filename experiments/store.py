@@ -20,8 +20,9 @@ import io
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def stored(
         "recipe": recipe,
     }
     key, table = key_of(identity), figures_folder() / "runs" / f"{kind}.jsonl"
+    sys.audit("experiments.store.stored", f"{kind}/{key}")  # heard by who wants to know what is used: see `prune`
     fresh = os.environ.get("EX4_STORE") == "ignore" and (table, key) not in _computed
     run = None if fresh else _recalled(table, key)
     if run is None:
@@ -112,6 +114,24 @@ def write_rows(table: Path, found: Mapping[str, dict]) -> None:
         row = {"key": key, **{name: value for name, value in found[key].items() if name not in ("key", "check")}}
         lines.append(_line(row | {"check": _check(row)}))
     write_bytes(table, "".join(f"{line}\n" for line in lines).encode())
+
+
+def prune(used: Iterable[str]) -> list[str]:
+    """Delete the runs whose ``KIND/KEY`` is not among ``used``, and picture files without a row; their names."""
+    folder, kept, deleted = figures_folder() / "runs", set(used), []
+    for table in sorted(folder.glob("*.jsonl")):
+        with _locked(table):
+            found = rows(table)
+            left = {key: row for key, row in found.items() if f"{table.stem}/{key}" in kept}
+            deleted += [f"{table.stem}/{key}" for key in found if key not in left]
+            if left:
+                write_rows(table, left)
+            else:
+                table.unlink()
+            for path in table.with_suffix("").glob("*.jpg"):
+                if path.stem not in left:
+                    path.unlink()
+    return deleted
 
 
 def sheet(pictures: Mapping[str, Tensor]) -> tuple[bytes, dict[str, list[int]]]:

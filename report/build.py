@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from ex4lib import figures, files, images, models
+from experiments import store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -35,7 +36,12 @@ PARTS = ("ex4lib", "experiments", "training")
 RECORDER = """
 import atexit, json, sys
 _opened = set()
-sys.addaudithook(lambda event, values: _opened.add(str(values[0])) if event == "open" else None)
+def _heard(event, values):
+    if event == "open":
+        _opened.add(str(values[0]))
+    elif event == "experiments.store.stored":
+        _opened.add("run:" + values[0])
+sys.addaudithook(_heard)
 def _write():
     modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     names = sorted({str(name) for name in [*_opened, *modules] if name})
@@ -117,6 +123,7 @@ def copied(path: Path, copy: Path) -> bool:
         names = json.loads(record.read_text()) if record.is_file() else None
     if names is not None:
         made = {"cells": cells_sha256(path), "files": digests(used_files(names)), "figures": sorted(figures_of(path))}
+        made["runs"] = [name.removeprefix("run:") for name in names if name.startswith("run:")]
         files.write_json(mark, made)
     return True
 
@@ -174,6 +181,7 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--in-place", action="store_true", help="rewrite the committed notebooks")
+    parser.add_argument("--prune", action="store_true", help="delete the finished runs that no notebook asks for")
     parser.add_argument("names", nargs="*", help="parts of notebook names; default all")
     options = parser.parse_args()
     paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
@@ -192,6 +200,11 @@ def main() -> None:
         except RuntimeError as error:
             sys.exit(f"\n{error}")
         print(f"{time.perf_counter() - started:.0f} s")
+    if options.prune and not options.in_place and not options.names:
+        used = [
+            run for path in paths for run in json.loads((target / path.name).with_suffix(".made").read_text())["runs"]
+        ]
+        print(f"deleted {len(store.prune(used))} runs that no notebook asks for")
     print(f"notebooks in {target}, figures in {files.figures_folder()}")
     if models.budget(fast=True, mini=False, full=False):
         print("EX4_FAST: its few steps draw no figures worth a report; the PDFs stay as they are")

@@ -96,6 +96,7 @@ def test_a_copy_is_executed_again_only_when_something_changed(tmp_path, monkeypa
     assert run() and not run()
     assert run(source + "\n# again") and not run(source + "\n# again")
     made = json.loads(copy.with_suffix(".made").read_text())
+    assert made["runs"] == []
     assert "ex4lib/figures.py" in made["files"] and "ex4lib/transfer.py" not in made["files"]
     made["files"]["ex4lib/figures.py"] = "another"
     copy.with_suffix(".made").write_text(json.dumps(made))

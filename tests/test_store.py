@@ -271,3 +271,15 @@ def test_json_is_written_the_same_way(tmp_path):
     files.write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
     content = (tmp_path / "a.json").read_bytes()
     assert content == (tmp_path / "b.json").read_bytes() == '{\n "a": "größer",\n "b": 1\n}\n'.encode()
+
+
+def test_runs_that_nothing_asks_for_are_deleted(store, compute):
+    for number in range(3):
+        stored("kind", {"number": number}, compute)
+    stored("other", {}, compute)
+    kept, *_ = store_module.rows(store / "kind.jsonl")
+    (store / "kind" / "orphan.jpg").write_bytes(b"left by a process that was killed before it wrote the row")
+    assert len(store_module.prune([f"kind/{kept}"])) == 3
+    assert file_names(store) == [".lock", f"{kept}.jpg", "kind.jsonl"] and list(
+        store_module.rows(store / "kind.jsonl")
+    ) == [kept]
