@@ -26,7 +26,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from ex4lib import figures, files, images, models
-from experiments import store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -201,10 +200,12 @@ def main() -> None:
             sys.exit(f"\n{error}")
         print(f"{time.perf_counter() - started:.0f} s")
     if options.prune and not options.in_place and not options.names:
-        used = [
-            run for path in paths for run in json.loads((target / path.name).with_suffix(".made").read_text())["runs"]
-        ]
-        print(f"deleted {len(store.prune(used))} runs that no notebook asks for")
+        sys.path.insert(0, str(ROOT))
+        from experiments import store  # not installed by pip
+
+        marks = [json.loads((target / path.name).with_suffix(".made").read_text()) for path in paths]
+        deleted = store.prune(run for mark in marks for run in mark["runs"])
+        print(f"deleted {len(deleted)} runs that no notebook asks for")
     print(f"notebooks in {target}, figures in {files.figures_folder()}")
     if models.budget(fast=True, mini=False, full=False):
         print("EX4_FAST: its few steps draw no figures worth a report; the PDFs stay as they are")
