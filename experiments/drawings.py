@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ex4lib import colour, images, metrics, models, transfer
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.pipelines import StyleObjective
+from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
@@ -115,20 +118,38 @@ def draw(
     A picture depends on its own seed alone, not on the batch it is in. Without a prompt ``pipe`` is an unconditional
     pipeline.
     """
+    guided = style is not None and guidance is not None and guidance.is_on
     style_arguments = {"style_image": style, "guidance": guidance, "style_loss": style_loss, "features": features}
     pictures, traces = [], []
     for start in range(0, len(seeds), batch):
-        part = list(seeds[start : start + batch])
-        call = {"generator": [torch.Generator().manual_seed(seed) for seed in part], "output_type": "pt"}
-        call |= {"num_inference_steps": steps, "eta": eta, "measure": measure}
-        call |= style_arguments if style is not None and guidance is not None and guidance.is_on else {}
-        if prompt is None:
-            output = pipe(len(part), **call)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+        if guided and guidance.recurrence > 1:
+            shown, trace = _recurrent(pipe, prompt, generators, style_arguments, steps, guidance_scale, eta)
         else:
-            output = pipe([prompt] * len(part), guidance_scale=guidance_scale, **call)
-        pictures.append(output.images.float().cpu())
-        traces.append(output.trace)
+            call = {"generator": generators, "output_type": "pt", "num_inference_steps": steps, "measure": measure}
+            call |= {"eta": eta} if eta or prompt is not None else {}  # DDPM's pipeline has none
+            call |= style_arguments if guided else {}
+            if prompt is None:
+                output = pipe(len(generators), **call)
+            else:
+                output = pipe([prompt] * len(generators), guidance_scale=guidance_scale, **call)
+            shown, trace = output.images, output.trace
+        pictures.append(shown.float().cpu())
+        traces.append(trace)
     return torch.cat(pictures), traces
+
+
+def _recurrent(pipe, prompt: str, generators: list, style: Mapping, steps: int, guidance_scale: float, eta: float):
+    """Pictures by the library's own loop, which is the only one that repeats steps."""
+    denoiser = pipe.denoiser([prompt] * len(generators), guidance_scale=guidance_scale)
+    side = pipe.unet.config.sample_size
+    shape = (len(generators), pipe.unet.config.in_channels, side, side)
+    x = randn_tensor(shape, generators, pipe.device, pipe.unet.dtype)
+    size = (side * pipe.vae_scale_factor,) * 2
+    objective = StyleObjective(style["features"], [style["style_image"]], size, style_loss=style["style_loss"])
+    options = {"objective": objective, "guidance": style["guidance"], "eta": eta, "generator": generators}
+    last, trace = finish(sample(denoiser, pipe.scheduler, x, steps=steps, **options))
+    return denoiser.space.render(last.sample), trace
 
 
 def drawn(

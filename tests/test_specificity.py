@@ -43,6 +43,15 @@ def test_a_picture_depends_on_its_own_seed_alone(parts, picture):
     assert [len(trace) for trace in traces] == [3, 3]
 
 
+def test_repeated_steps_are_drawn_by_the_library_s_loop(parts, picture):
+    pipe, shared = parts
+    call = {"style": picture(40, 40, dtype=torch.float32), "steps": 3, "guidance_scale": 2.0}
+    call |= {"features": shared["features"], "eta": 1.0}
+    once, _ = drawings.draw(pipe, "a cat", [5], guidance=Guidance(0.2), **call)
+    again, (trace,) = drawings.draw(pipe, "a cat", [5], guidance=Guidance(0.2, recurrence=2), **call)
+    assert again.shape == once.shape and len(trace) == 3 and not torch.equal(once, again)
+
+
 def test_every_picture_is_judged_against_all_paintings(parts):
     pipe, shared = parts
     kept = []
