@@ -9,6 +9,7 @@ from documents import ASSIGNMENT4, EX4, Document, compile_report, inputs, publis
 from PIL import Image
 
 from ex4lib.figures import SUFFIXES
+from tests.test_widgets import Loop, explorer_of, run
 
 pytest.importorskip("typst", reason="of the extra 'report'")
 
@@ -242,3 +243,16 @@ def test_the_report_compiles_to_the_same_bytes_on_the_committed_figures(monkeypa
         compile_report(EX4.source, tmp_path / name)
     content = (tmp_path / "one.pdf").read_bytes()
     assert content.startswith(b"%PDF-") and content == (tmp_path / "two.pdf").read_bytes()
+
+
+def test_what_an_explorer_exports_is_in_the_gallery(monkeypatch, tmp_path):
+    folder = _linked(tmp_path / "figures", _committed_rows())
+    monkeypatch.setenv("EX4_FIGURES", str(folder))
+    document, manifest = Document(EX4.source, tmp_path / "ex4.pdf"), tmp_path / "manifest.json"
+    publish(document, manifest)
+    without = document.target.read_bytes()
+    explorer = explorer_of(Loop(4), seed=11)
+    run(explorer)
+    explorer.export("from-an-explorer")
+    assert publish(document, manifest) and document.target.read_bytes() != without
+    assert "exported/from-an-explorer.png" in json.loads(manifest.read_text())["ex4.pdf"]["inputs"]
