@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from ex4lib import metrics, models
-from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
 from ex4lib.metrics import Interval
@@ -91,8 +90,7 @@ class Study:
     def default(cls, device: torch.device | str | None = None) -> Study:
         """The profile's models and budgets."""
         device = models.device() if device is None else torch.device(device)
-        pipe = pipelines.stable_diffusion().to(device)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = drawings.text_to_image(device=device)
         features = models.features(precision="auto", where=device)
         steps, evaluations, size = models.budget(fast=(2, 2, 64), mini=(30, 60, 128), full=(50, 300, 512))
         return cls(pipe, features, Judges.default(device), steps, models.guidance_scale(), evaluations, size)

@@ -7,10 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ex4lib import models
-from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import FREEDOM, MPGD, Guidance
 from experiments import specificity
-from experiments.drawings import REPORT_PAINTINGS, REPORT_PROMPTS, Judges
+from experiments.drawings import REPORT_PAINTINGS, REPORT_PROMPTS, Judges, text_to_image
 from experiments.specificity import Setting
 
 #: Settings that are compared. FreeDoM and MPGD are run with the number of steps of their code for Stable Diffusion.
@@ -63,8 +62,7 @@ def cost_at_equal_specificity(
 
 def main() -> None:
     """Print a row of JSON for each setting."""
-    pipe = pipelines.stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = text_to_image()
     options = {"judges": Judges.default(), "features": models.features(precision="auto")}
     for row in cost_at_equal_specificity(pipe, **options):
         print(json.dumps(row))

@@ -17,9 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ex4lib import colour, images, metrics, models, transfer
-from ex4lib.diffusion import schedulers
+from ex4lib.diffusion import pipelines, schedulers
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
@@ -98,6 +97,14 @@ class Judges:
         return self.prompts.agrees(pictures, prompt, captions).double().tolist()
 
 
+def text_to_image(name: str | None = None, device: torch.device | str | None = None):
+    """The profile's text to image pipeline, silent; the embedded model in float32 on every device, as on the CPU."""
+    pipe = pipelines.stable_diffusion(name)
+    pipe.set_progress_bar_config(disable=True)
+    dtype = models.budget(fast=torch.float32, mini=torch.float32, full=pipe.dtype)
+    return pipe.to(models.device() if device is None else device, dtype)
+
+
 def draw(
     pipe,
     prompt: str | None,
@@ -146,7 +153,9 @@ def _recurrent(pipe, prompt: str, generators: list, style: Mapping, steps: int, 
     shape = (len(generators), pipe.unet.config.in_channels, side, side)
     x = randn_tensor(shape, generators, pipe.device, pipe.unet.dtype)
     size = (side * pipe.vae_scale_factor,) * 2
-    objective = StyleObjective(style["features"], [style["style_image"]], size, style_loss=style["style_loss"])
+    objective = pipelines.StyleObjective(
+        style["features"], [style["style_image"]], size, style_loss=style["style_loss"]
+    )
     options = {"objective": objective, "guidance": style["guidance"], "eta": eta, "generator": generators}
     last, trace = finish(sample(denoiser, pipe.scheduler, x, steps=steps, **options))
     return denoiser.space.render(last.sample), trace

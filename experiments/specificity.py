@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ex4lib import images, metrics, models
-from ex4lib.diffusion import pipelines, schedulers
+from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
 from experiments.drawings import (
@@ -33,6 +33,7 @@ from experiments.drawings import (
     draw,
     grams,
     pipeline_sha256,
+    text_to_image,
 )
 from experiments.store import Run, stored
 
@@ -302,8 +303,7 @@ def _settings(arguments: argparse.Namespace) -> list[Setting]:
 def main() -> None:
     """Search over the settings of the command line."""
     arguments = _arguments()
-    pipe = pipelines.stable_diffusion(arguments.model)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = text_to_image(arguments.model)
     shared = {"judges": Judges.default(), "features": models.features(precision=arguments.precision)}
     shared["batch"] = arguments.batch
     sets = (REPORT_PAINTINGS, REPORT_PROMPTS) if arguments.report else (CHOICE_PAINTINGS, CHOICE_PROMPTS)
