@@ -10,7 +10,7 @@ from torch import nn
 
 from ex4lib.diffusion import guidance, schedulers
 from ex4lib.diffusion.denoisers import Output
-from ex4lib.diffusion.guidance import METHODS, Guidance, Situation, guide
+from ex4lib.diffusion.guidance import MEANINGLESS, METHODS, THROUGH, UNITS, Guidance, Situation, guide
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
 
@@ -133,11 +133,21 @@ def test_without_guidance_the_gaussian_sampler_misses_the_posterior(monkeypatch)
     assert (mean - world.mean).abs().max() > 0.3
 
 
+def situated(model, scheduler, x, t, level, eta=0.0):
+    """A `Situation` as the loops make it, of a model that is called here."""
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        output = model(leaf, t).prediction
+    return Situation(
+        scheduler, level, int(t), x, output.detach(), model.loss,
+        lambda cotangent: torch.autograd.grad(output, leaf, cotangent, retain_graph=True)[0], eta=eta,
+    )  # fmt: skip
+
+
 def situation(scheduler, steps, index, x, world, eta=0.0):
     world.at(scheduler, steps)
     timed = schedulers.timed(scheduler, steps)
-    t = timed.timesteps[index]
-    return Situation(world, timed, world.loss, x, t, schedulers.levels(timed)[index], eta)
+    return situated(world, timed, x, timed.timesteps[index], schedulers.levels(timed)[index], eta)
 
 
 @pytest.fixture
@@ -160,21 +170,17 @@ def test_a_mean_shift_is_the_noise_shift_of_the_design(points):
     step = schedulers.transition(here.scheduler, int(here.timestep), 0.0)
     now, then = schedulers.alpha_bars(here.scheduler, int(here.timestep))
     alpha, b = now / then, here.level.noise
-    g = (noise.prediction - noise.output.prediction) / b
-    torch.testing.assert_close(
-        mean.prediction - mean.output.prediction, step.variance * alpha**0.5 * b / (1 - alpha) * g
-    )
+    g = (noise.prediction - here.prediction) / b
+    torch.testing.assert_close(mean.prediction - here.prediction, step.variance * alpha**0.5 * b / (1 - alpha) * g)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if (method, "noise") not in MEANINGLESS])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_scale_is_the_rms_of_the_shift_in_units_of_the_predicted_noise(method, prediction, points):
     scheduler = diffusers.DDPMScheduler(prediction_type=prediction, clip_sample=False)
     here = situation(scheduler, 20, 5, points, GaussianWorld(prediction))
     found = guide(here, Guidance((0.2, 0.0, 0.7), method), 1.0)
-    before, after = (
-        here.level.noise_of(points, each, prediction) for each in (found.output.prediction, found.prediction)
-    )
+    before, after = (here.level.noise_of(points, each, prediction) for each in (here.prediction, found.prediction))
     ratio = (after - before).square().mean((1, 2, 3)).sqrt() / before.square().mean((1, 2, 3)).sqrt()
     expected = torch.tensor([0.2, 0.0, 0.7], dtype=D)
     if method == "both":  # two directions of half the scale each
@@ -186,9 +192,10 @@ def test_the_scale_is_the_rms_of_the_shift_in_units_of_the_predicted_noise(metho
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "noisy"])
 def test_a_small_shift_lowers_the_loss(method, points):
     here = situation(diffusers.DDPMScheduler(clip_sample=False), 20, 12, points, GaussianWorld())
-    found = guide(here, Guidance(0.01, method), 1.0)
-    assert (here.objective(found.clean) < found.loss).all()
-    moved = found.clean - here.level.clean(points, found.output.prediction, "epsilon")
+    raw = (method, "noise") in MEANINGLESS
+    found = guide(here, Guidance(0.01, method, "raw" if raw else "noise"), 1.0)
+    assert (here.loss(found.clean) < found.shift.loss).all()
+    moved = found.clean - here.level.clean(points, here.prediction, "epsilon")
     torch.testing.assert_close(found.movement, moved.square().mean((1, 2, 3)).sqrt())
 
 
@@ -209,9 +216,9 @@ class Curved:
 def test_the_full_gradient_agrees_with_finite_differences(points):
     model, level = Curved(), Level.preserving(0.4)
     scheduler = schedulers.timed(diffusers.DDIMScheduler(clip_sample=False), 10)
-    here = Situation(model, scheduler, model.loss, points, scheduler.timesteps[3], level, 0.0)
+    here = situated(model, scheduler, points, scheduler.timesteps[3], level)
     found = guide(here, Guidance(1.0, "noise", "raw"), 1.0)
-    gradient = (found.prediction - found.output.prediction) / level.noise
+    gradient = (found.prediction - here.prediction) / level.noise
     step = 1e-6
     for i in range(points[0].numel()):
         nudge = torch.zeros_like(points).flatten(1)
@@ -227,7 +234,7 @@ def test_the_full_gradient_agrees_with_finite_differences(points):
 def test_inner_iterations_follow_the_loss_further_than_one_long_step(points):
     model, level = Curved(), Level.preserving(0.4)
     scheduler = schedulers.timed(diffusers.DDIMScheduler(clip_sample=False), 10)
-    here = Situation(model, scheduler, model.loss, points, scheduler.timesteps[3], level, 0.0)
+    here = situated(model, scheduler, points, scheduler.timesteps[3], level)
     ends = [model.loss(guide(here, Guidance(1.0, "clean", inner=inner), 1.0).clean).sum() for inner in (1, 8)]
     assert ends[1] < ends[0]
 
@@ -239,18 +246,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_for_its_image_only(points):
     def broken(clean):
         return world.loss(clean) * torch.tensor([1.0, math.nan, 1.0], dtype=D)
 
-    found = guide(dataclasses.replace(here, objective=broken), Guidance(0.5), 1.0)
-    assert found.skipped.tolist() == [False, True, False]
-    moved = (found.prediction - found.output.prediction).abs().sum((1, 2, 3)) > 0
+    found = guide(dataclasses.replace(here, loss=broken), Guidance(0.5), 1.0)
+    assert found.shift.skipped.tolist() == [False, True, False]
+    moved = (found.prediction - here.prediction).abs().sum((1, 2, 3)) > 0
     assert moved.tolist() == [True, False, True]
     assert found.prediction.isfinite().all()
 
 
-def test_clipping_comes_first_so_that_the_shift_is_not_eaten(points):
+def test_clipping_first_leaves_the_whole_shift(points):
     scheduler = diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=0.3)
     here = situation(scheduler, 20, 15, points, GaussianWorld())
-    found = guide(here, Guidance(0.5), 1.0)
-    plain = here.level.clean(points, found.output.prediction, "epsilon")
+    found = guide(here, Guidance(0.5, clipping="first"), 1.0)
+    plain = here.level.clean(points, here.prediction, "epsilon")
     assert (plain.abs() > 0.3).any()
     torch.testing.assert_close((found.clean - plain.clamp(-0.3, 0.3)).square().mean((1, 2, 3)).sqrt(), found.movement)
     torch.testing.assert_close(here.level.clean(points, found.prediction, "epsilon"), found.clean)
@@ -279,9 +286,57 @@ def test_presets_are_what_their_papers_code_does():
         ({"unit": "metre"}, "unit must be one of"),
         ({"ramp": "steep"}, "ramp must be one of"),
         ({"window": (0.8, 0.2)}, "window must be fractions"),
-        ({"recurrence": 0}, "inner and recurrence must be at least 1"),
+        ({"recurrence": 0}, "recurrence must be at least 1, got 0"),
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"inner": 2}, "inner iterations belong to the methods clean and both, got method 'noise'"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Guidance(**options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_two_combinations_of_method_and_unit_are_the_same(method, unit, points):
+    """Those that are accepted shift a prediction in different ways; the others are refused."""
+    if (method, unit) in MEANINGLESS:
+        with pytest.raises(ValueError, match=f"method '{method}' has the unit raw.*, got '{unit}'"):
+            Guidance(method=method, unit=unit)
+        return
+    scheduler = schedulers.timed(diffusers.DDPMScheduler(clip_sample=False), 10)
+    here = situated(Curved(), scheduler, points, scheduler.timesteps[3], Level.preserving(0.4))
+    here = dataclasses.replace(here, correction=0.3 * points)
+    shifts = {
+        pair: guide(here, Guidance(0.5, *pair)).shift.noise
+        for pair in [(m, u) for m in METHODS for u in UNITS if (m, u) not in MEANINGLESS]
+    }
+    mine = shifts.pop((method, unit))
+    assert not any(torch.allclose(mine, other, rtol=1e-6) for other in shifts.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("clip", [False, True])
+def test_as_the_scale_goes_to_0_the_prediction_goes_to_the_networks(method, clip, points):
+    scheduler = diffusers.DDPMScheduler(clip_sample=clip, clip_sample_range=0.3)
+    here = situation(scheduler, 20, 15, points, GaussianWorld())
+    unit = "raw" if (method, "noise") in MEANINGLESS else "noise"
+    found = guide(here, Guidance(1e-9, method, unit))
+    torch.testing.assert_close(found.prediction, here.prediction, atol=1e-7, rtol=0)
+    torch.testing.assert_close(found.clean, schedulers.clip(scheduler, here.clean), atol=1e-6, rtol=0)
+
+
+def test_every_second_step_of_the_window_is_guided():
+    strengths = [Guidance(window=(0.25, 0.75), every=2).strength(i, 20) for i in range(20)]
+    assert [i for i, strength in enumerate(strengths) if strength] == [5, 7, 9, 11, 13]
+
+
+def test_only_methods_through_the_network_ask_for_its_gradient(points):
+    here = situation(diffusers.DDPMScheduler(clip_sample=False), 20, 7, points, GaussianWorld())
+    calls = []
+    here = dataclasses.replace(here, pull=lambda cotangent: calls.append(1) or cotangent)
+    for method in METHODS:
+        calls.clear()
+        guide(here, Guidance(0.5, method, "raw"))
+        assert len(calls) == (method in THROUGH)

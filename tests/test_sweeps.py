@@ -70,7 +70,7 @@ def _counted(counted, compute):
         ({"style_scales": [-1]}, "at least 0, got -1"),
         ({"style_losses": ["grams"]}, "got 'grams'"),
         ({"preset": "best"}, "preset must be one of full"),
-        ({"scheduler": "LMSDiscreteScheduler"}, "scheduler must be one of DDPMScheduler"),
+        ({"scheduler": "TCDScheduler"}, "scheduler must be one of DDPMScheduler"),
         ({"steps": 0}, "at least 1, got 0"),
     ],
 )

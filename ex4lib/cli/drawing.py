@@ -61,7 +61,7 @@ def guide(
         eta=eta,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
-        callback=None if preview is None else lambda step: images.save(step.image.float().cpu(), preview),
+        on_step=None if preview is None else lambda step: images.save(step.image.float().cpu(), preview),
     )
     config = {"prompt": prompt, "style": style, "style_scale": style_scale, "style_loss": style_loss, "steps": steps}
     config |= {"guidance": dataclasses.asdict(settings), "guidance_scale": guidance_scale, "eta": eta, "seed": seed}

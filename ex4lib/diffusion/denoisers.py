@@ -1,7 +1,7 @@
 """Pixel U-Nets and Stable Diffusion behind one convention.
 
 A `Denoiser` maps a sample and a timestep to the network's output with classifier-free guidance in it; its ``space``
-turns clean samples into images ``(B, 3, H, W)`` in [0, 1]. Model ranges and latents live in this room only.
+turns clean samples into images ``(B, 3, H, W)`` in [0, 1]. Model ranges and latents live in this module only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -58,37 +61,78 @@ class Pixels:
 
 
 class Latents:
-    """Samples are latents of an autoencoder, divided by its ``scaling_factor`` before they are decoded.
+    """Samples are latents of an autoencoder: ``z = scaling_factor · (encoded - shift_factor)``.
 
     Arguments:
         vae: the autoencoder of the final picture, ``AutoencoderKL``.
         preview: a smaller one, such as ``AutoencoderTiny``, that takes the gradients. Without it, ``vae`` does, in a
             float32 copy of its decoder where it is of lower precision.
+        device: where gradients are taken; None is where the autoencoder is.
+        unpack: samples -> latents ``(B, C, H, W)``, where a transformer takes them as tokens.
     """
 
-    def __init__(self, vae: nn.Module, preview: nn.Module | None = None):
-        self.vae = vae
-        self._differentiable = preview or vae
-        if self._differentiable.dtype in (torch.float16, torch.bfloat16):
-            self._differentiable = copy.deepcopy(self._differentiable).float()
-        self.modules = (self._differentiable,)
+    def __init__(
+        self,
+        vae: nn.Module,
+        preview: nn.Module | None = None,
+        *,
+        device: torch.device | None = None,
+        unpack: Callable[[Tensor], Tensor] = lambda sample: sample,
+    ):
+        self.vae, self._preview, self._device, self._unpack = vae, preview, device, unpack
+
+    @functools.cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What takes the gradients; made when it is first needed."""
+        return (_decoder(self._preview or self.vae, self._device),)
 
     def decode(self, clean: Tensor) -> Tensor:
         """The decoded picture, not clamped, at least float32, so that gradients pass."""
-        vae = self._differentiable
-        return vae.decode(clean.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5
+        return self._decoded(self.modules[0], clean) / 2 + 0.5
 
     def encode(self, image: Tensor) -> Tensor:
         """The latents of an image in [0, 1]: the mode of the full autoencoder's posterior, scaled."""
         with torch.no_grad():
             posterior = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist
-        return posterior.mode() * self.vae.config.scaling_factor
+        return (posterior.mode() - _shift(self.vae)) * self.vae.config.scaling_factor
 
     def render(self, clean: Tensor) -> Tensor:
         """The full autoencoder's picture, clamped."""
         with torch.no_grad():
-            decoded = self.vae.decode(clean.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+            return (self._decoded(self.vae, clean).float() / 2 + 0.5).clamp(0, 1)
+
+    def _decoded(self, vae: nn.Module, clean: Tensor) -> Tensor:
+        latents = self._unpack(clean).to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+        return vae.decode(latents, return_dict=False)[0]
+
+
+def _shift(vae: nn.Module) -> float:
+    return vae.config.get("shift_factor") or 0.0
+
+
+#: Copies of decoders, by autoencoder, with what the weights were when they were copied.
+_COPIES: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
+
+
+def _decoder(vae: nn.Module, device: torch.device | None) -> nn.Module:
+    """The autoencoder without encoder, tiling and offloading: the same weights, or a copy in float32 on the device.
+
+    The copy is made once and again only after the weights have changed.
+    """
+    light = copy.copy(vae)
+    light._modules = {name: part for name, part in vae._modules.items() if name in ("decoder", "post_quant_conv")}
+    light.use_slicing = light.use_tiling = False
+    for name in ("_hf_hook", "_old_forward", "forward"):
+        light.__dict__.pop(name, None)
+    device, half = device or vae.device, vae.dtype in (torch.float16, torch.bfloat16)
+    if not half and vae.device == device:
+        return light
+    state = (device, *((part.data_ptr(), part._version) for part in light.parameters()))
+    kept, found = _COPIES.get(vae, (None, None))
+    if kept != state:
+        found = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
+        _COPIES[vae] = (state, found)
+    return found
 
 
 class Denoiser:
@@ -146,26 +190,37 @@ def _split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     return (output[:, :channels], output[:, channels:]) if output.shape[1] == 2 * channels else (output, None)
 
 
+#: Weights that take no gradients now, and for how many.
+_FROZEN: dict[nn.Parameter, int] = {}
+_LOCK = threading.Lock()
+
+
 @contextlib.contextmanager
-def frozen(denoiser: Denoiser, *, checkpointing: bool = False) -> Iterator[None]:
+def frozen(*modules: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     """Weights take no gradients inside, and are left as they were; ``checkpointing`` trades time for memory.
 
-    Without it every guided step would keep the gradients of all weights.
+    Without it every guided step would keep the gradients of all weights. Threads may share weights: the last to leave
+    undoes it.
     """
-    modules = (denoiser.unet, *denoiser.space.modules)
-    wanted = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    switched = []
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    held, switched = [], []
+    with _LOCK:
+        for parameter in (parameter for module in modules for parameter in module.parameters()):
+            if parameter.requires_grad or parameter in _FROZEN:
+                _FROZEN[parameter] = _FROZEN.get(parameter, 0) + 1
+                parameter.requires_grad_(False)
+                held.append(parameter)
     try:
-        if checkpointing:
-            for module in modules:
-                if not module.is_gradient_checkpointing:
-                    module.enable_gradient_checkpointing()
-                    switched.append(module)
+        for module in modules if checkpointing else ():
+            if not module.is_gradient_checkpointing:
+                module.enable_gradient_checkpointing()
+                switched.append(module)
         yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        with _LOCK:
+            for parameter in held:
+                _FROZEN[parameter] -= 1
+                if not _FROZEN[parameter]:
+                    del _FROZEN[parameter]
+                    parameter.requires_grad_(True)
         for module in switched:
             module.disable_gradient_checkpointing()

@@ -1,7 +1,7 @@
 """One guided denoising step: the gradient of a loss on images, turned into a shift of the predicted noise.
 
 Notation: a sample ``x = a·x0 + b·ε`` with ``ᾱ = a²/(a²+b²)``, the network's estimates ε̂ and x̂0, a loss L of the decoded
-estimate, its gradients ``g0 = ∂L/∂x̂0`` and ``g = ∂L/∂x = Jᵀ g0`` through the U-Net, and a scale s. Every method is a
+estimate, its gradients ``g0 = ∂L/∂x̂0`` and ``g = ∂L/∂x = Jᵀ g0`` through the network, and a scale s. Every method is a
 shift δε of the predicted noise, made before ``scheduler.step``, so that any scheduler stays consistent:
 
 ``noise``
@@ -12,37 +12,38 @@ shift δε of the predicted noise, made before ``scheduler.step``, so that any s
 ``sample``
     The step's result moves by ``-s·g``. DDPM and DDIM. Chung et al., "Diffusion Posterior Sampling" (2023).
 ``clean``
-    ``δx0 = -s·(1-ᾱ)·g0``: the U-Net's Jacobian is replaced by that of unit-variance data, and neither its forward nor
+    ``δx0 = -s·(1-ᾱ)·g0``: the network's Jacobian is replaced by that of unit-variance data, and neither its forward nor
     its backward pass keeps a graph. Any scheduler. Cf. He et al., "Manifold Preserving Guided Diffusion" (2024).
 ``both``
     ``noise`` and ``clean`` mixed: Ye et al., "TFG: Unified Training-Free Guidance" (2024), algorithm 1. Any scheduler.
 ``noisy``
     The loss of x itself, ``g = ∂L(decode(x))/∂x``: what the exercise warns of. Any scheduler.
 
-A gradient is first taken in x̂0, scaled to rms 1 per image, then carried through the U-Net and scaled back: this is what
-loss scaling is for in float16, and it is exact.
+A gradient is first taken in x̂0, scaled to rms 1 per image, then carried through the network and scaled back: this is
+what loss scaling is for in float16, and it is exact.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.denoisers import Denoiser, Output
 from ex4lib.diffusion.process import Level
-from ex4lib.statistics import at_least_float32
 
 METHODS = ("noise", "mean", "sample", "clean", "both", "noisy")
+#: Methods that need the gradient through the network.
+THROUGH = ("noise", "mean", "sample", "both")
 UNITS = ("noise", "raw", "correction")
-CLIPPING = ("first", "scheduler", "never")
-
-#: Below this share of signal in a sample, x̂0 is noise divided by nearly nothing, and there is nothing to guide.
-LEAST_SIGNAL = 1e-3
+CLIPPING = ("scheduler", "first", "never")
+#: Units without a meaning of their own: a shift of ε by its rms forgets what ``mean`` and ``sample`` multiply it with.
+MEANINGLESS = (("mean", "noise"), ("sample", "noise"), ("mean", "correction"))
 
 #: Strength along the sampling, as a function of the position u in the window and of the progress p, both in [0, 1).
 RAMPS: dict[str, Callable[[float, float], float]] = {
@@ -55,7 +56,7 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How a loss steers the sampling; plain numbers and names, so that it can be stored.
+    """How a loss steers the sampling; plain numbers and names, so that it can be stored. Every default stands here.
 
     Arguments:
         scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit. The
@@ -66,45 +67,60 @@ class Guidance:
             loss, scheduler, number of steps and resolution. ``"raw"``: the method's equation, s is the inverse
             temperature of exp(-s·L). ``"correction"``: per image, the rms of what the method moves (ε, the step's
             result, or x̂0) is s times that of γ·(ε_c - ε_u), the unit of FreeDoM and MPGD; needs a prompt and γ ≠ 1.
-        window: guided while ``start <= i/n < stop`` for step i of n.
+            ``mean`` has the unit raw only, ``sample`` raw and correction.
+        window: guided while ``start <= i/n < stop`` for step i of n, counted in the full schedule.
+        every: guide every k-th step of the window only, at the same scale.
         ramp: one of `RAMPS`, a factor on the scale.
         inner: iterations on x̂0 of ``clean`` and ``both``, each with a share of the scale and its own gradient.
         clean_share: the part of the scale that ``both`` gives to ``clean``.
-        recurrence: how often a step is run; between runs its result is noised again. DDPM and DDIM only.
+        recurrence: how often a step is run; between runs its result is noised again. DDPM and DDIM in the library's
+            own loop only.
         recurrence_window: where steps are repeated, as in ``window``.
-        clipping: ``"first"``: x̂0 is clipped as the scheduler is configured to and then shifted (as OpenAI's code
-            does); ``"scheduler"``: its clipping comes last and eats part of the shift; ``"never"``.
+        clipping: where the scheduler clips x̂0. ``"scheduler"``: after the shift, of which it removes a part, and
+            s → 0 tends to the unguided picture. In the library's own loop also ``"first"``: x̂0 is clipped and then
+            shifted, as OpenAI's code does; ``"never"``.
+        style_loss: a name of `ex4lib.statistics.STATISTICS`.
+        size: longer side in pixels at which the feature network sees the pictures; None is their own, but at least
+            `steering.LEAST_SIZE`.
 
     Raises:
-        ValueError: a value that is none of these.
+        ValueError: a value that is none of these, or a combination without a meaning of its own.
     """
 
     scale: float | tuple[float, ...] = 0.05
     method: str = "noise"
     unit: str = "noise"
     window: tuple[float, float] = (0.0, 1.0)
+    every: int = 1
     ramp: str = "constant"
     inner: int = 1
     clean_share: float = 0.5
     recurrence: int = 1
     recurrence_window: tuple[float, float] = (0.0, 1.0)
-    clipping: str = "first"
+    clipping: str = "scheduler"
+    style_loss: str = "gram"
+    size: int | None = None
 
     def __post_init__(self):
         for name, accepted in (("method", METHODS), ("unit", UNITS), ("ramp", RAMPS), ("clipping", CLIPPING)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
-        if not all(0 <= scale < math.inf for scale in self.scales):
+        if (self.method, self.unit) in MEANINGLESS:
+            units = [unit for unit in UNITS if (self.method, unit) not in MEANINGLESS]
+            raise ValueError(f"method {self.method!r} has the unit {' or '.join(units)}, got {self.unit!r}")
+        if not all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in self.scales):
             raise ValueError(f"style_scale must be finite and at least 0, got {self.scale}")
         for name in ("window", "recurrence_window"):
             start, stop = getattr(self, name)
             if not 0 <= start <= stop <= 1:
                 raise ValueError(f"{name} must be fractions 0 <= start <= stop <= 1, got {(start, stop)}")
-        if self.inner < 1 or self.recurrence < 1 or not 0 <= self.clean_share <= 1:
-            raise ValueError(
-                "inner and recurrence must be at least 1 and clean_share between 0 and 1, got "
-                f"{self.inner}, {self.recurrence} and {self.clean_share}"
-            )
+        for name in ("every", "inner", "recurrence", *(["size"] if self.size is not None else [])):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.inner > 1 and self.method not in ("clean", "both"):
+            raise ValueError(f"inner iterations belong to the methods clean and both, got method {self.method!r}")
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share must be between 0 and 1, got {self.clean_share}")
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -116,9 +132,9 @@ class Guidance:
         return any(scale > 0 for scale in self.scales) and self.window[0] < self.window[1]
 
     def strength(self, index: int, total: int) -> float:
-        """The factor on the scale at step ``index`` of ``total``; 0 outside the window."""
+        """The factor on the scale at step ``index`` of ``total``; 0 outside the window and between guided steps."""
         progress, (start, stop) = index / total, self.window
-        if not (start <= progress < stop):
+        if not (start <= progress < stop) or (index - math.ceil(start * total)) % self.every:
             return 0.0
         return RAMPS[self.ramp]((progress - start) / (stop - start), progress)
 
@@ -130,7 +146,7 @@ class Guidance:
 
 #: The full gradient, the default.
 FULL = Guidance()
-#: The cheap gradient: no Jacobian of the U-Net.
+#: The cheap gradient: no Jacobian of the network.
 CHEAP = Guidance(method="clean")
 #: The exercise's algorithm 1. Needs DDPM, or DDIM with η > 0.
 ALGORITHM_1 = Guidance(method="mean", unit="raw", scale=100.0)
@@ -150,155 +166,237 @@ MPGD = Guidance(scale=15.0, method="clean", unit="correction", window=(0.3, 0.7)
 PRESETS = {"full": FULL, "cheap": CHEAP, "algorithm-1": ALGORITHM_1, "freedom": FREEDOM, "mpgd": MPGD}
 
 
+def settings(
+    guidance: Guidance | str = "full", *, style_scale: float | Sequence[float] | None = None, **changes
+) -> Guidance:
+    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None.
+
+    Raises:
+        ValueError: an unknown name, or a value that `Guidance` does not accept.
+    """
+    if isinstance(guidance, str):
+        if guidance not in PRESETS:
+            raise ValueError(f"guidance must be a Guidance or one of {', '.join(PRESETS)}, got {guidance!r}")
+        guidance = PRESETS[guidance]
+    if style_scale is not None:
+        several = getattr(style_scale, "ndim", 0) or isinstance(style_scale, Sequence)
+        changes["scale"] = tuple(map(float, style_scale)) if several else float(style_scale)
+    return dataclasses.replace(guidance, **{name: value for name, value in changes.items() if value is not None})
+
+
+def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:
+    """Raise a ValueError for a method that needs a mean or a variance which the scheduler's steps do not have."""
+    if guidance.method in ("mean", "sample"):
+        schedulers.require_memoryless(scheduler)
+    if guidance.method == "mean" and schedulers.is_a(scheduler, "DDIMScheduler") and eta == 0:
+        raise ValueError(
+            "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0; use eta=1 or method 'noise'"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """What a guided step knows: the sample, where it is, and who predicts."""
+    """What a guided step knows. Tensors are at least float32, have no graph, and are ``(B, C, H, W)`` or ``(B, L, C)``.
 
-    denoiser: Denoiser
+    Arguments:
+        prediction: of the network, guided by the prompt, of the kind `schedulers.prediction_type`.
+        loss: clean samples -> losses ``(B,)``, through the decoder.
+        pull: cotangent of the prediction -> its gradient in the sample, through the network; None keeps to ``clean``.
+        variance: channels of a learned variance, if there are any.
+        correction: ``γ·(ε_c - ε_u)`` in the prediction's kind, if there is a prompt.
+    """
+
     scheduler: object
-    objective: Callable[[Tensor], Tensor]
-    sample: Tensor
-    timestep: Tensor
     level: Level
-    eta: float
+    timestep: int
+    sample: Tensor
+    prediction: Tensor
+    loss: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor], Tensor] | None = None
+    variance: Tensor | None = None
+    correction: Tensor | None = None
+    eta: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return schedulers.prediction_type(self.scheduler)
+
+    @property
+    def clean(self) -> Tensor:
+        """x̂0."""
+        return self.level.clean(self.sample, self.prediction, self.kind)
+
+    @property
+    def noise(self) -> Tensor:
+        """ε̂."""
+        return self.level.noise_of(self.sample, self.prediction, self.kind)
+
+    @functools.cached_property
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """The losses ``(B,)`` at x̂0 and their gradient g0."""
+        return gradient(self.loss, self.clean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """A shift δε; all but it ``(B,)``: the loss before it, the norm of the gradient, where that was not finite."""
+
+    noise: Tensor
+    loss: Tensor
+    gradient_norm: Tensor
+    skipped: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Guided:
-    """The result of `guide`: the network's output, the shifted prediction, and what the trace tells of it.
+    """The result of `guide`: the shifted prediction, the clean estimate with the shift in it, the rms ``movement``
+    ``(B,)`` by which it moved, and the `Shift`."""
 
-    All but the first three are ``(B,)``: the loss at x̂0 before the shift, the norm of the gradient that was used, the
-    rms by which x̂0 moves, and whether a gradient that was not finite was left out.
-    """
-
-    output: Output
     prediction: Tensor
     clean: Tensor
-    loss: Tensor
-    gradient_norm: Tensor
     movement: Tensor
-    skipped: Tensor
+    shift: Shift
 
 
-def guide(here: Situation, guidance: Guidance, strength: float) -> Guided:
-    """Predict, take the gradient, and shift the prediction.
+def guide(here: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
+    """Take the gradient and shift the prediction.
 
     Arguments:
         strength: factor on the scale at this step.
     """
-    kind = here.scheduler.config.prediction_type
-    through = guidance.method in ("noise", "mean", "sample", "both")
-    leaf = at_least_float32(here.sample.detach()).requires_grad_(through)
-    with torch.set_grad_enabled(through):
-        scaled = here.scheduler.scale_model_input(leaf, here.timestep)
-        output = here.denoiser(scaled, here.timestep)
-        estimate = here.level.clean(leaf, at_least_float32(output.prediction), kind)
-    output = output.detached()
-    noise = here.level.noise_of(leaf.detach(), at_least_float32(output.prediction), kind)
-    clean = estimate.detach()
+    clean, kind, level = here.clean, here.kind, here.level
     scale = strength * _per_image(guidance.scales, clean)
-    shift, norm, loss, skipped = torch.zeros_like(clean), torch.zeros_like(scale), None, torch.zeros_like(scale).bool()
-
-    if guidance.method == "noisy":
-        loss, gradient = _gradient(here, leaf.detach())
-        direction, bad = _finite(gradient)
-        shift += _sized(direction, scale, here, guidance, noise, output)
-        norm, skipped = _norm(direction), bad
-    if through:
-        loss, gradient = _gradient(here, clean)
-        size = _rms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-        (carried,) = torch.autograd.grad(estimate, leaf, gradient / size)
-        direction, bad = _finite(carried * size)
-        share = 1 - guidance.clean_share if guidance.method == "both" else 1.0
-        shift += _sized(direction, share * scale, here, guidance, noise, output)
-        norm, skipped = _norm(direction), bad
-    if guidance.method in ("clean", "both"):
-        share = (guidance.clean_share if guidance.method == "both" else 1.0) / guidance.inner
-        moved = torch.zeros_like(clean)
-        for iteration in range(guidance.inner):
-            if iteration or not through:
-                value, gradient = _gradient(here, clean + here.level.clean_shift(moved))
-                loss = value if loss is None else loss
-            direction, bad = _finite(gradient)
-            moved += _sized(direction, share * scale, here, guidance, noise, output, clean=True)
-            norm, skipped = norm if through else _norm(direction), skipped | bad
-        shift += moved
-
-    base, prediction = clean, at_least_float32(output.prediction)
+    shift = _METHODS[guidance.method](here, guidance, scale)
+    prediction, movement = here.prediction, level.clean_shift(shift.noise)
     if guidance.clipping == "first" and schedulers.clips(here.scheduler):
         base = schedulers.clip(here.scheduler, clean)
-        prediction = prediction + here.level.output_shift(here.level.noise_shift(base - clean), kind)
-    movement = here.level.clean_shift(shift)
-    return Guided(
-        output=output,
-        prediction=(prediction + here.level.output_shift(shift, kind)).to(here.sample.dtype),
-        clean=base + movement,
-        loss=loss,
-        gradient_norm=norm.flatten(),
-        movement=_rms(movement).flatten(),
-        skipped=skipped.flatten(),
-    )
+        prediction = prediction + level.output_shift(level.noise_shift(base - clean), kind)
+        clean = base
+    prediction = prediction + level.output_shift(shift.noise, kind)
+    clean = clean + movement
+    if guidance.clipping == "scheduler":
+        clean = schedulers.clip(here.scheduler, clean)
+    return Guided(prediction, clean, _rms(movement).flatten(), shift)
 
 
-def _gradient(here: Situation, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss ``(B,)`` of the decoded picture and its gradient in ``clean``."""
+def _through_network(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+    """Methods ``noise``, ``mean`` and ``sample``."""
+    loss, g, skipped = _pulled(here)
+    if guidance.unit == "raw":
+        factor = {"noise": lambda: here.level.noise, "mean": lambda: _mean(here), "sample": lambda: 1 / _response(here)}
+        return Shift(scale * factor[guidance.method]() * g, loss, _norm(g), skipped)
+    size = scale * _rms(here.noise) if guidance.unit == "noise" else scale * _correction(here)
+    if guidance.method == "sample":
+        size = size / _response(here)
+    return Shift(size * _unit(g), loss, _norm(g), skipped)
+
+
+def _on_the_estimate(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+    """Method ``clean``."""
+    level, clean, moved = here.level, here.clean, torch.zeros_like(here.sample)
+    first, norm, skipped = None, None, False
+    for iteration in range(guidance.inner):
+        loss, g0 = gradient(here.loss, clean + level.clean_shift(moved)) if iteration else here.gradient
+        g0, bad = _finite(g0)
+        if guidance.unit == "noise":
+            shift = scale * _rms(here.noise) * _unit(g0)
+        elif guidance.unit == "correction":
+            shift = level.noise_shift(-scale * _correction(here) * _unit(g0))
+        else:
+            shift = level.noise_shift(-scale * (1 - level.alpha_bar) * g0)
+        moved = moved + shift / guidance.inner
+        first, norm, skipped = loss if first is None else first, _norm(g0), skipped | bad
+    return Shift(moved, first, norm, skipped)
+
+
+def _mixed(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+    """Method ``both``: each of ``noise`` and ``clean`` gets its share of the scale."""
+    share = guidance.clean_share
+    through = _through_network(here, dataclasses.replace(guidance, method="noise", inner=1), (1 - share) * scale)
+    clean = _on_the_estimate(here, guidance, share * scale)
+    skipped = through.skipped | clean.skipped
+    return Shift(through.noise + clean.noise, through.loss, through.gradient_norm, skipped)
+
+
+def _on_the_sample(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+    """Method ``noisy``."""
+    loss, g = gradient(here.loss, here.sample)
+    g, skipped = _finite(g)
+    if guidance.unit == "raw":
+        return Shift(scale * here.level.noise * g, loss, _norm(g), skipped)
+    size = _rms(here.noise) if guidance.unit == "noise" else _correction(here)
+    return Shift(scale * size * _unit(g), loss, _norm(g), skipped)
+
+
+_METHODS = dict.fromkeys(("noise", "mean", "sample"), _through_network)
+_METHODS |= {"clean": _on_the_estimate, "both": _mixed, "noisy": _on_the_sample}
+
+
+def gradient(loss: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses ``(B,)`` of clean samples and their gradient."""
     leaf = clean.detach().requires_grad_()
     with torch.enable_grad():
-        loss = here.objective(here.denoiser.space.decode(leaf))
-        if loss.shape != leaf.shape[:1]:
+        values = loss(leaf)
+        if values.shape != leaf.shape[:1]:
             raise ValueError(
-                f"an objective must give one loss per image, {leaf.shape[0]} here, got {tuple(loss.shape)}"
+                f"an objective must give one loss per image, {leaf.shape[0]} here, got {tuple(values.shape)}"
             )
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    return loss.detach(), gradient
+        (found,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), found
 
 
-def _sized(
-    direction: Tensor,
-    scale: Tensor,
-    here: Situation,
-    guidance: Guidance,
-    noise: Tensor,
-    output: Output,
-    *,
-    clean: bool = False,
-) -> Tensor:
-    """The shift of ε along a gradient: by the method's equation, or of the rms that the unit asks for."""
-    level = here.level
-    method = "clean" if clean else guidance.method
-    if guidance.unit == "noise":
-        return scale * _rms(noise) / _rms(direction).clamp_min(torch.finfo(direction.dtype).tiny) * direction
-    if guidance.unit == "correction":
-        if output.correction is None:
-            raise ValueError("unit 'correction' needs a prompt and a guidance_scale other than 1")
-        correction = here.denoiser.guidance_scale * at_least_float32(output.correction)
-        scale = scale * _rms(correction) / _rms(direction).clamp_min(torch.finfo(direction.dtype).tiny)
-    elif method == "clean":
-        scale = scale * (1 - level.alpha_bar)
-    if method == "clean":
-        return level.noise_shift(-scale * direction)
-    if method in ("mean", "sample"):
-        step = schedulers.transition(here.scheduler, int(here.timestep), here.eta, output.variance)
-        variance = step.variance if method == "mean" else 1.0
-        return scale * variance / step.response * direction
-    return scale * (level.noise if guidance.unit == "raw" else 1.0) * direction
+def _pulled(here: Situation) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, its gradient in the sample through the network, and where that is not finite.
+
+    x̂0 is linear in sample and prediction, ``x̂0 = p·x + q·f(x)``, so that ``g = p·g0 + q·J_fᵀ g0``.
+    """
+    loss, g0 = here.gradient
+    size = _rms(g0).clamp_min(torch.finfo(g0.dtype).tiny)
+    of_sample, of_prediction = here.level.clean(1.0, 0.0, here.kind), here.level.clean(0.0, 1.0, here.kind)
+    g = of_sample * g0 + size * of_prediction * here.pull(g0 / size).to(g0)
+    return loss, *_finite(g)
+
+
+def _mean(here: Situation) -> float | Tensor:
+    step = schedulers.transition(here.scheduler, here.timestep, here.eta, here.variance)
+    return step.variance / step.response
+
+
+def _response(here: Situation) -> float:
+    return schedulers.transition(here.scheduler, here.timestep, here.eta, here.variance).response
+
+
+def _correction(here: Situation) -> Tensor:
+    if here.correction is None:
+        raise ValueError("unit 'correction' needs a prompt and a guidance_scale other than 1")
+    return _rms(here.correction)
 
 
 def _finite(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient, 0 for images where it is not finite, and which those are."""
-    bad = ~gradient.flatten(1).isfinite().all(1).view(-1, 1, 1, 1)
-    return gradient.masked_fill(bad, 0.0), bad
+    """The gradient, 0 for images where it is not finite, and which those are, ``(B,)``."""
+    bad = ~gradient.flatten(1).isfinite().all(1)
+    return gradient.masked_fill(bad.view(-1, *[1] * (gradient.ndim - 1)), 0.0), bad
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x with rms 1 per image; 0 stays 0."""
+    return x / _rms(x).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _rms(x: Tensor) -> Tensor:
-    return x.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return x.square().mean(tuple(range(1, x.ndim)), keepdim=True).sqrt()
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
+    return x.flatten(1).norm(dim=1)
 
 
 def _per_image(scales: Sequence[float], like: Tensor) -> Tensor:
-    if len(scales) not in (1, like.shape[0]):
-        raise ValueError(f"style_scale must be one number or one per image, {like.shape[0]} here, got {len(scales)}")
-    return torch.tensor(scales, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1).expand(like.shape[0], 1, 1, 1)
+    count = like.shape[0]
+    if len(scales) not in (1, count):
+        raise ValueError(f"style_scale must be one number or one per image, {count} here, got {len(scales)}")
+    return (
+        torch.tensor([float(scale) for scale in scales], dtype=like.dtype, device=like.device)
+        .expand(count)
+        .view(-1, *[1] * (like.ndim - 1))
+    )

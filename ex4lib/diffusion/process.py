@@ -2,7 +2,8 @@
 
 Every sample of the supported schedulers is ``x = a·x0 + b·ε`` with a clean sample x0 and noise ε ~ N(0, I). In the
 variance preserving space of DDPM, DDIM, PNDM, DPM++ and UniPC, ``a = √ᾱ`` and ``b = √(1-ᾱ)``; in the space of the
-Euler and Heun schedulers, ``a = 1`` and ``b = σ = √((1-ᾱ)/ᾱ)``. Everything else follows from a and b.
+Euler and Heun schedulers, ``a = 1`` and ``b = σ = √((1-ᾱ)/ᾱ)``; in rectified flow, ``a = 1-σ`` and ``b = σ``.
+Everything else follows from a and b.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 
 from torch import Tensor
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Level:
         """Signal √ᾱ, noise √(1-ᾱ)."""
         return cls(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
 
+    @classmethod
+    def flow(cls, sigma: float) -> Level:
+        """Signal 1-σ, noise σ: a point on the straight line from a clean sample to noise."""
+        return cls(1 - sigma, sigma)
+
     @property
     def alpha_bar(self) -> float:
         """ᾱ = a² / (a² + b²): the share of the signal in the variance, whatever the space."""
@@ -37,33 +43,43 @@ class Level:
         return self.signal * clean + self.noise * noise
 
     def clean(self, sample: Tensor, output: Tensor, prediction: str) -> Tensor:
-        """x0 from a network's output: ε, ``v = √ᾱ·ε - √(1-ᾱ)·x0``, or x0 itself.
+        """x0 from a network's output: ε, ``v = √ᾱ·ε - √(1-ᾱ)·x0``, x0 itself, or the velocity of a flow ``u = ε - x0``.
 
-        With ``r = √(a² + b²)``: ``x0 = (x - b·ε)/a`` or ``x0 = (a·x - b·r·v)/r²``.
-        Source: Ho et al. (2020), equation 15; Salimans & Ho (2022), appendix D.
+        With ``r = √(a² + b²)``: ``x0 = (x - b·ε)/a``, ``x0 = (a·x - b·r·v)/r²``, or ``x0 = (x - b·u)/(a + b)``.
+        Source: Ho et al. (2020), equation 15; Salimans & Ho (2022), appendix D; Liu et al., "Flow Straight and Fast"
+        (2023), equation 1.
         """
         a, b, r = self.signal, self.noise, math.hypot(self.signal, self.noise)
         if prediction == "epsilon":
             return (sample - b * output) / a
         if prediction == "v_prediction":
             return (a / r**2) * sample - (b / r) * output
+        if prediction == "flow_prediction":
+            return (sample - b * output) / (a + b)
         return output
 
     def noise_of(self, sample: Tensor, output: Tensor, prediction: str) -> Tensor:
-        """ε from a network's output; ``ε = (x - a·x0)/b`` or ``ε = (b·x + a·r·v)/r²``."""
+        """ε from a network's output: ``(x - a·x0)/b``, ``(b·x + a·r·v)/r²``, or ``(x + a·u)/(a + b)``."""
         a, b, r = self.signal, self.noise, math.hypot(self.signal, self.noise)
         if prediction == "epsilon":
             return output
         if prediction == "v_prediction":
             return (b / r**2) * sample + (a / r) * output
+        if prediction == "flow_prediction":
+            return (sample + a * output) / (a + b)
         return (sample - a * output) / b
 
     def output_shift(self, noise_shift: Tensor, prediction: str) -> Tensor:
-        """What a shift of ε is in the network's output: ``δε``, ``δv = (r/a)·δε``, or ``δx0 = -(b/a)·δε``."""
+        """What a shift of ε is in the network's output.
+
+        ``δε``, ``δv = (r/a)·δε``, ``δx0 = -(b/a)·δε``, or ``δu = ((a + b)/a)·δε``.
+        """
         if prediction == "epsilon":
             return noise_shift
         if prediction == "v_prediction":
             return (math.hypot(self.signal, self.noise) / self.signal) * noise_shift
+        if prediction == "flow_prediction":
+            return ((self.signal + self.noise) / self.signal) * noise_shift
         return self.clean_shift(noise_shift)
 
     def clean_shift(self, noise_shift: Tensor) -> Tensor:

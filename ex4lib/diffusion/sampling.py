@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ex4lib import checks
 from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.denoisers import Denoiser, frozen
-from ex4lib.diffusion.guidance import LEAST_SIGNAL, Guidance, Situation, guide
+from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
+from ex4lib.diffusion.guidance import THROUGH, Guidance, Situation, check_scheduler, guide
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
@@ -152,6 +152,8 @@ def begin(
     start = checks.integer(start, "start", low=0, high=len(scheduler.timesteps) - 1)
     if start == 0:
         return scheduler, 0
+    if schedulers.is_a(scheduler, "LMSDiscreteScheduler"):
+        raise ValueError("LMSDiscreteScheduler cannot begin late: it counts on a history that it then lacks")
     start += start % scheduler.order
     if schedulers.is_a(scheduler, "PNDMScheduler"):
         if not scheduler.config.skip_prk_steps:
@@ -170,12 +172,7 @@ def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, bat
         ValueError: a method that needs a mean or a variance which the scheduler does not have; a unit that needs a
             prompt; scales that do not fit the batch.
     """
-    if guidance.method in ("mean", "sample") and guidance.unit != "noise":
-        schedulers.require_memoryless(scheduler)
-        if guidance.method == "mean" and schedulers.is_a(scheduler, "DDIMScheduler") and eta == 0:
-            raise ValueError(
-                "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0; use eta=1 or method 'noise'"
-            )
+    check_scheduler(guidance, scheduler, eta)
     if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
         raise ValueError("unit 'correction' needs a prompt and a guidance_scale other than 1")
     if len(guidance.scales) not in (1, batch):
@@ -266,7 +263,7 @@ class _Loop:
 
     def step(self, x: Tensor, t: Tensor, level: Level, index: int, total: int) -> tuple[Tensor, Tensor, None]:
         output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
-        kind = self.scheduler.config.prediction_type
+        kind = schedulers.prediction_type(self.scheduler)
         clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
         return self.advance(output.whole, t, x), schedulers.clip(self.scheduler, clean), None
 
@@ -287,38 +284,60 @@ class _GuidedLoop(_Loop):
         return self.guidance.runs(index, total)
 
     def context(self) -> contextlib.AbstractContextManager:
-        return frozen(self.denoiser, checkpointing=self.checkpointing)
+        return frozen(self.denoiser.unet, *self.denoiser.space.modules, checkpointing=self.checkpointing)
 
     def step(self, x: Tensor, t: Tensor, level: Level, index: int, total: int) -> tuple[Tensor, Tensor, dict | None]:
         strength = self.guidance.strength(index, total)
-        if not strength or level.signal < LEAST_SIGNAL * level.noise:
+        if not strength or not schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler)):
             with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
                 return super().step(x, t, level, index, total)
         began, on_cuda = _now(x.device), x.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(x.device)
-        situation = Situation(self.denoiser, self.scheduler, self.objective, x, t, level, self.eta)
+        situation, output = self.situation(x, t, level)
         result = guide(situation, self.guidance, strength)
-        shifted = dataclasses.replace(result.output, prediction=result.prediction)
+        shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
             after = self.advance(shifted.whole, t, x)
         row = {
             "noise": level.noise,
             "strength": strength,
-            "loss": result.loss,
-            "loss_after": self.loss(result.clean) if self.measure else None,
-            "gradient_norm": result.gradient_norm,
+            "loss": result.shift.loss,
+            "loss_after": self.measured(result.clean) if self.measure else None,
+            "gradient_norm": result.shift.gradient_norm,
             "movement": result.movement,
-            "skipped": result.skipped.sum(),
+            "skipped": result.shift.skipped.sum(),
             "seconds": (began, _now(x.device)),
         }
         if on_cuda:
             row["peak_bytes"] = torch.cuda.max_memory_allocated(x.device)
         return after, result.clean, row
 
-    @torch.no_grad()
+    def situation(self, x: Tensor, t: Tensor, level: Level) -> tuple[Situation, Output]:
+        """What `guide` needs to know, and the network's output."""
+        through = self.guidance.method in THROUGH
+        leaf = at_least_float32(x.detach()).requires_grad_(through)
+        with torch.set_grad_enabled(through):
+            output = self.denoiser(self.scheduler.scale_model_input(leaf, t), t)
+            prediction = at_least_float32(output.prediction)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            return torch.autograd.grad(prediction, leaf, cotangent)[0]
+
+        plain = output.detached()
+        correction = None if plain.correction is None else self.denoiser.guidance_scale * plain.correction
+        situation = Situation(
+            self.scheduler, level, int(t), leaf.detach(), prediction.detach(), self.loss, pull if through else None,
+            variance=plain.variance, correction=correction, eta=self.eta,
+        )  # fmt: skip
+        return situation, plain
+
     def loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.denoiser.space.decode(clean))
+
+    @torch.no_grad()
+    def measured(self, clean: Tensor) -> Tensor:
+        return self.loss(clean)
 
     def clipping(self, allowed: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if allowed else schedulers.without_clipping(self.scheduler)

@@ -20,16 +20,30 @@ from torch import Tensor
 
 from ex4lib.diffusion.process import PREDICTIONS, Level
 
-#: Samples of variance preserving schedulers are √ᾱ·x0 + √(1-ᾱ)·ε, those of the others x0 + σ·ε.
+#: Samples of variance preserving schedulers are √ᾱ·x0 + √(1-ᾱ)·ε, those of exploding ones x0 + σ·ε, and those of
+#: rectified flow (1-σ)·x0 + σ·ε.
 PRESERVING = (
     "DDPMScheduler",
     "DDIMScheduler",
     "PNDMScheduler",
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "LCMScheduler",
 )
-EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")
+EXPLODING = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
+FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+#: For networks that predict noise, v or the clean sample, and so with one noise schedule among them.
 SUPPORTED = PRESERVING + EXPLODING
+#: Below these ratios of signal to noise, x̂0 is noise divided by nearly nothing, and there is nothing to guide. A flow
+#: starts at σ = 1, where a shift of the velocity is infinite; it is guided from σ = 0.95 on.
+LEAST_SIGNAL, LEAST_FLOW_SIGNAL = 1e-3, 0.05 / 0.95
 
 
 def is_a(scheduler: SchedulerMixin, *names: str) -> bool:
@@ -38,17 +52,23 @@ def is_a(scheduler: SchedulerMixin, *names: str) -> bool:
 
 
 def check(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Return the scheduler if guidance knows it.
+    """Return the scheduler if guidance supports it.
 
     Raises:
-        ValueError: another class, or a configuration for flow matching or an unknown prediction type.
+        ValueError: another class, or a prediction type that is none of `process.PREDICTIONS`.
     """
-    if not is_a(scheduler, *SUPPORTED):
-        raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {type(scheduler).__name__}")
-    prediction = scheduler.config.prediction_type
-    if prediction not in PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
-        raise ValueError(f"scheduler must predict {', '.join(PREDICTIONS)}, got {prediction} (flow matching is not)")
+    if not is_a(scheduler, *SUPPORTED, *FLOW):
+        names = ", ".join(SUPPORTED + FLOW)
+        raise ValueError(f"to be guided, the scheduler must be one of {names}, got {type(scheduler).__name__}")
+    kind = prediction_type(scheduler)
+    if kind not in PREDICTIONS or scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(f"to be guided, the scheduler must predict {', '.join(PREDICTIONS[:3])}, got {kind}")
     return scheduler
+
+
+def prediction_type(scheduler: SchedulerMixin) -> str:
+    """What the network predicts: one of `process.PREDICTIONS`."""
+    return "flow_prediction" if is_a(scheduler, *FLOW) else scheduler.config.prediction_type
 
 
 def named(name: str, original: SchedulerMixin) -> SchedulerMixin:
@@ -64,13 +84,15 @@ def named(name: str, original: SchedulerMixin) -> SchedulerMixin:
 
 
 def timed(
-    scheduler: SchedulerMixin, steps: int | Sequence[int], *, device: torch.device | str = "cpu", start: int = 0
+    scheduler: SchedulerMixin, steps: int | Sequence[int], *, device: torch.device | str = "cpu"
 ) -> SchedulerMixin:
     """A copy of the scheduler, ready to run.
 
     Arguments:
         steps: a number of steps, or the timesteps themselves where the scheduler accepts them.
-        start: index of the first timestep that will be run.
+
+    Raises:
+        ValueError: a number of steps that is impossible, or timesteps for a scheduler that accepts none.
     """
     scheduler = copy.deepcopy(check(scheduler))
     if isinstance(steps, int):
@@ -82,18 +104,47 @@ def timed(
         scheduler.set_timesteps(timesteps=list(steps), device=device)
     else:
         raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not timesteps")
-    if start and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(start)
     return scheduler
 
 
 def levels(scheduler: SchedulerMixin) -> list[Level]:
     """The noise level of every entry of ``scheduler.timesteps``."""
+    return [level(scheduler, index) for index in range(len(scheduler.timesteps))]
+
+
+def level(scheduler: SchedulerMixin, index: int) -> Level:
+    """The noise level of entry ``index`` of ``scheduler.timesteps``."""
+    if is_a(scheduler, "KDPM2DiscreteScheduler") and index % 2:  # the second call of a step lies between two levels
+        return Level(1.0, float(scheduler.sigmas_interpol[index]))
     if is_a(scheduler, *EXPLODING):
-        return [Level(1.0, float(sigma)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
-    if hasattr(scheduler, "sigmas"):  # DPM++ and UniPC: σ may lie between the trained timesteps
-        return [Level.preserving(1 / (1 + float(sigma) ** 2)) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
-    return [Level.preserving(float(scheduler.alphas_cumprod[int(t)])) for t in scheduler.timesteps]
+        return Level(1.0, float(scheduler.sigmas[index]))
+    if is_a(scheduler, *FLOW):
+        return Level.flow(float(scheduler.sigmas[index]))
+    if hasattr(scheduler, "sigmas"):  # DPM++, UniPC and DEIS: σ may lie between the trained timesteps
+        return Level.preserving(1 / (1 + float(scheduler.sigmas[index]) ** 2))
+    return Level.preserving(float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])]))
+
+
+def position(scheduler: SchedulerMixin, timestep: Tensor | float | None) -> int | None:
+    """The entry of ``scheduler.timesteps`` that the scheduler is about to run; None if it cannot be known.
+
+    Schedulers that count their steps are asked; the others are searched for the timestep.
+    """
+    for name in ("step_index", "begin_index"):
+        if getattr(scheduler, name, None) is not None:
+            return int(getattr(scheduler, name))
+    if timestep is None:
+        return None
+    if hasattr(scheduler, "index_for_timestep"):
+        return int(scheduler.index_for_timestep(timestep))
+    equal = (scheduler.timesteps == timestep).nonzero()
+    return int(equal[0]) if len(equal) else None
+
+
+def is_guidable(level: Level, kind: str) -> bool:
+    """Whether a sample at this level holds enough of the picture to be guided."""
+    least = LEAST_FLOW_SIGNAL if kind == "flow_prediction" else LEAST_SIGNAL
+    return level.signal >= least * level.noise
 
 
 def is_memoryless(scheduler: SchedulerMixin) -> bool:

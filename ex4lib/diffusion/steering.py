@@ -1,0 +1,554 @@
+"""Style guidance for pipelines of diffusers: ``with guided(pipe, style): pipe(...)``.
+
+The pipeline stays as it is. Inside the context its network (the U-Net or transformer) keeps the graph of its calls, and
+its ``scheduler.step`` shifts the prediction by `guidance.guide` before the scheduler sees it: there sample, noise level
+and combined prediction meet, whatever the pipeline does around it.
+
+How a pipeline combines the calls of its network (classifier-free guidance, skip-layer guidance, rescaling) is not
+visible. It is measured: the combined prediction is fitted as ``Σ_k c_k · f_k`` over the calls' outputs, per image, and
+its gradient is ``Σ_k c_k · J_kᵀ g0``. Where the fit is poor, the step is guided without the network's Jacobian
+(method ``clean``), and the trace says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ex4lib import images, models
+from ex4lib.diffusion import schedulers
+from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
+from ex4lib.diffusion.guidance import THROUGH, Guidance, Guided, Situation, check_scheduler, guide, settings
+from ex4lib.diffusion.process import Level
+from ex4lib.diffusion.sampling import Step
+from ex4lib.features import VGG
+from ex4lib.losses import Objective, style_terms
+from ex4lib.statistics import Statistic, at_least_float32
+
+#: Networks that can be guided, by class name, and the families of pipelines that use them.
+NETWORKS = {
+    "UNet2DConditionModel": "Stable Diffusion 1.x, 2.x and XL, DeepFloyd IF",
+    "UNet2DModel": "DDPM and DDIM",
+    "SD3Transformer2DModel": "Stable Diffusion 3",
+    "FluxTransformer2DModel": "Flux",
+    "PixArtTransformer2DModel": "PixArt",
+}
+#: Relative rms error up to which a combination of network outputs is taken for linear, by precision of the pipeline.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+#: More calls of the network than this between two steps are not kept.
+MOST_CALLS = 4
+#: Smaller pictures are enlarged to this before the feature network sees them.
+LEAST_SIZE = 128
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+
+
+class StyleObjective:
+    """Style loss of pictures of any size: ``image (B, 3, H, W) -> (B,)``.
+
+    The mean over layers of ``d(S, S*) / d(0, S*)`` (for Gram matrices ``‖G - G*‖² / ‖G*‖²``), so that a raw scale means
+    the same for every layer and painting. Pictures with a longer side under `LEAST_SIZE` are enlarged to it, the styles
+    to the same longer side.
+
+    Arguments:
+        network: the feature network.
+        styles: pictures ``(1, 3, H, W)``.
+        size: ``(H, W)`` of the pictures that will be judged.
+        style_loss: a name of `ex4lib.statistics.STATISTICS`, or a statistic.
+        layers: of the network.
+        layer_weights: default even.
+        style_weights: shares of the styles, default even.
+        regions: for each style a mask ``(1, 1, H, W)`` of the part of the picture that it applies to.
+        style_each: style k is for picture k of the batch.
+        longest: longer side at which the network sees the pictures; None is their own, but at least `LEAST_SIZE`.
+
+    Raises:
+        ValueError: no style, one that is too small for the layers, an unknown loss or layer, weights or masks that do
+            not fit.
+    """
+
+    def __init__(
+        self,
+        network: VGG,
+        styles: Sequence[Tensor],
+        size: tuple[int, int],
+        *,
+        style_loss: str | Statistic = "gram",
+        layers: Sequence[str | int] = STYLE_LAYERS,
+        layer_weights: Sequence[float] | None = None,
+        style_weights: Sequence[float] | None = None,
+        regions: Sequence[Tensor] | None = None,
+        style_each: bool = False,
+        longest: int | None = None,
+    ):
+        if (style_weights is not None) + (regions is not None) + style_each > 1:
+            raise ValueError("styles either blend, or have a region each, or a picture each: give one of the three")
+        network = network.variant(pooling="average", padding="replicate")
+        factor = longest / max(size) if longest else max(1.0, LEAST_SIZE / max(size))
+        self.size = tuple(round(side * factor) for side in size)
+        minimum = network.minimum_size(layers)
+        for style in styles:
+            if min(style.shape[-2:]) < minimum:
+                raise ValueError(
+                    f"a style image must be at least {minimum} x {minimum} pixels for the layers "
+                    f"{', '.join(map(str, layers))}, got {style.shape[-2]} x {style.shape[-1]}"
+                )
+        where = network.mean
+        styles = [images.resize(style.to(where), max(self.size)) for style in styles]
+        options = {"relative": True, "layer_weights": layer_weights}
+        shared = (layers, style_loss, 1 / len(layers))
+        if style_each:
+            squares = [images.resize(images.crop_square(style), max(self.size)) for style in styles]
+            styles = torch.cat(squares)
+        elif regions is not None:
+            options["regions"] = [images.resize(region.to(where), self.size) for region in regions]
+        else:
+            options["style_weights"] = style_weights
+        parts = style_terms(network, styles, *shared, **options)
+        self.objective, self.batch = Objective(network, parts), len(styles) if style_each else None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if self.batch not in (None, image.shape[0]):
+            raise ValueError(f"there are {self.batch} styles, one for each picture, but {image.shape[0]} pictures")
+        if tuple(image.shape[-2:]) != self.size:
+            image = F.interpolate(image, self.size, mode="bicubic", antialias=True)  # not clamped, unlike images.resize
+        return self.objective(image)
+
+
+def guided(
+    pipe,
+    style,
+    *,
+    style_scale: float | Sequence[float] | None = None,
+    style_loss: str | Statistic | None = None,
+    style_layers: Sequence[str | int] = STYLE_LAYERS,
+    style_layer_weights: Sequence[float] | None = None,
+    style_weights: Sequence[float] | None = None,
+    style_each: bool = False,
+    regions: Sequence[Tensor] | None = None,
+    guidance: Guidance | str = "full",
+    window: tuple[float, float] | None = None,
+    features: VGG | str | None = None,
+    decoder: nn.Module | None = None,
+    checkpointing: bool = False,
+    measure: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> contextlib.AbstractContextManager[list[dict]]:
+    """A context in which a pipeline of diffusers draws in the style of a painting.
+
+    Example:
+        >>> with guided(pipe, "hokusai-great-wave") as trace:
+        ...     image = pipe("a cat").images[0]
+
+    Arguments:
+        pipe: a pipeline with one of `NETWORKS` and a scheduler of `schedulers.SUPPORTED` or `schedulers.FLOW`.
+        style: a shipped name, path, URL, PIL image or tensor; several, which blend; or an objective of one's own,
+            images ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
+        style_scale: strength, in the unit of the guidance; None is the guidance's own. Per image if a sequence.
+        style_loss, style_layers, style_layer_weights: see `StyleObjective`; None is the guidance's own.
+        style_weights: shares of several styles. regions: a region of the picture for each. style_each: a picture each.
+        guidance: a `Guidance`, or a name of `guidance.PRESETS`. window: other than its own.
+        features: the feature network or its name; None is the profile's default.
+        decoder: a tiny autoencoder (``AutoencoderTiny``) for the gradients; the final picture is the pipeline's.
+        checkpointing: less memory for more time.
+        measure: the trace holds the loss after each shift, too, for another pass of decoder and features.
+        on_step: called with every `sampling.Step`, guided or not.
+
+    Returns:
+        a context manager that gives the trace: a dictionary for each guided step (see `sampling.Step`), with the
+        ``method`` that was used. On exit and on errors the pipeline is as it was.
+
+    Raises:
+        ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
+        RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
+    """
+    chosen = settings(guidance, style_scale=style_scale, window=window)
+    if not chosen.is_on:
+        return contextlib.nullcontext([])
+    network = _network(pipe)
+    schedulers.check(pipe.scheduler)
+    if chosen.recurrence > 1 or chosen.clipping != "scheduler":
+        raise ValueError(
+            "recurrence and clipping are of the library's own loop, `ex4lib.diffusion.sampling.sample`; a pipeline of "
+            f"diffusers runs each step once and clips last, got {chosen.recurrence} and {chosen.clipping!r}"
+        )
+    if chosen.method in THROUGH and _offloads_parts(network):
+        raise ValueError(
+            "the pipeline offloads parts of its network, through which gradients cannot be taken: use "
+            "guidance=Guidance(method='clean') or enable_model_cpu_offload"
+        )
+    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    if callable(style):
+        objective = style
+    else:
+        objective = _Style(
+            features if isinstance(features, VGG) else _features(features, str(device)),
+            [one for pictures in images.pictures(style, "style") for one in pictures.split(1)], chosen.size,
+            style_loss=style_loss or chosen.style_loss, layers=style_layers, layer_weights=style_layer_weights,
+            style_weights=style_weights, style_each=style_each,
+            regions=None if regions is None else [images.mask(region, "regions") for region in regions],
+        )  # fmt: skip
+        objective.at(_usual_size(pipe, network))
+    session = _Session(pipe, network, chosen, objective, decoder, device, measure, on_step)
+    return _context(session, checkpointing)
+
+
+@contextlib.contextmanager
+def _context(session: _Session, checkpointing: bool) -> Iterator[list[dict]]:
+    pipe, network, scheduler = session.pipe, session.network, session.scheduler
+    if getattr(scheduler.step, "session", None) is not None:
+        raise ValueError("the pipeline's scheduler is already guided: leave the other `guided` first")
+    original, own = scheduler.step, "step" in vars(scheduler)
+
+    @functools.wraps(original)
+    def step(model_output: Tensor, timestep, sample: Tensor, *rest, **options):
+        return session.step(original, model_output, timestep, sample, *rest, **options)
+
+    step.session = session
+    with frozen(network, *session.spaced.modules, checkpointing=checkpointing), _recorded(network, session):
+        scheduler.step = step
+        try:
+            yield session.trace
+        finally:
+            if own:
+                scheduler.step = original
+            else:
+                del scheduler.step
+            session.calls.clear()
+    if not session.steps:
+        raise RuntimeError(
+            f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
+        )
+    if not session.trace:
+        warnings.warn(
+            f"no step was guided: the window {session.guidance.window} of the full schedule has none of the "
+            f"{session.steps} steps that the pipeline made",
+            stacklevel=3,
+        )
+
+
+#: Who records the calls of a network now; several threads may share its weights.
+_RECORDING: dict[nn.Module, list[_Session]] = {}
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
+    """Calls of the network inside are recorded by the session.
+
+    ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set, as ``Module.compile`` does: outside of
+    hooks, of the ``forward`` that offloading replaces, and of what is compiled, so that none of them loses the record.
+    """
+    own = vars(network)  # `torch.compile` hands attributes that are set on to what it wraps
+    with _LOCK:
+        sessions = _RECORDING.setdefault(network, [])
+        sessions.append(session)
+        if len(sessions) == 1:
+            compiled = own.get("_compiled_call_impl")
+            own["_compiled_call_impl"] = functools.partial(_call, network, compiled or network._call_impl, compiled)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            sessions.remove(session)
+            if not sessions:
+                del _RECORDING[network]
+                compiled = own.pop("_compiled_call_impl").args[2]
+                if compiled is not None:
+                    own["_compiled_call_impl"] = compiled
+
+
+def _call(network: nn.Module, original: Callable, compiled: Callable | None, *args, **kwargs):
+    sessions = _RECORDING.get(network, [])
+    mine = [session for session in sessions if session.thread == threading.get_ident()]
+    session = (mine or sessions)[0] if mine or len(sessions) == 1 else None
+    return original(*args, **kwargs) if session is None else session.call(original, args, kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call of the network: its input and its output, with the graph between them."""
+
+    leaf: Tensor
+    output: Tensor
+
+
+class _Session:
+    """One `guided` context: records calls of the network, and guides where the scheduler steps."""
+
+    def __init__(self, pipe, network, guidance, objective, decoder, device, measure, on_step):
+        self.pipe, self.network, self.scheduler = pipe, network, pipe.scheduler
+        self.guidance, self.objective, self.measure, self.on_step = guidance, objective, measure, on_step
+        self.thread, self.steps, self.trace = threading.get_ident(), 0, []
+        self.calls: list[_Call] = []
+        self.ids: Tensor | None = None  # of Flux's packed latents
+        self.began: float | None = None
+        self.spaced = _space(pipe, decoder, device, self._unpacked)
+
+    def call(self, original: Callable, args: tuple, kwargs: dict):
+        """A call of the network, with a graph if the coming step will use it."""
+        self.began = self.began or time.perf_counter()
+        self.ids = kwargs.get("img_ids", self.ids)
+        through = self.guidance.method in THROUGH
+        if not (through or self.guidance.unit == "correction") or not self._comes(args, kwargs):
+            return original(*args, **kwargs)
+        with torch.inference_mode(False), torch.set_grad_enabled(through):
+            args, kwargs = tree_map(_usable, (args, kwargs))
+            name = next((name for name in ("sample", "hidden_states") if name in kwargs), None)
+            leaf = (kwargs[name] if name else args[0]).detach().requires_grad_(through)
+            args, kwargs = (args, kwargs | {name: leaf}) if name else ((leaf, *args[1:]), kwargs)
+            output = original(*args, **kwargs)
+        self.calls = [*self.calls[1 - MOST_CALLS :], _Call(leaf, output[0])]
+        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
+
+    def step(self, original: Callable, model_output: Tensor, timestep, sample: Tensor, *rest, **options):
+        """``scheduler.step`` with the prediction shifted, if this step is guided."""
+        self.began = self.began or time.perf_counter()
+        calls, self.calls, began = self.calls, [], self.began
+        index, total = schedulers.position(self.scheduler, timestep), len(self.scheduler.timesteps)
+        level, strength = schedulers.level(self.scheduler, index), self._strength(index)
+        row, clean = None, None
+        if strength and self._is_guidable(level):
+            check_scheduler(self.guidance, self.scheduler, options.get("eta", 0.0))
+            with torch.inference_mode(False), torch.no_grad():
+                here, note = self._situation(*map(_usable, (model_output, sample)), timestep, level, calls, options)
+                chosen = dataclasses.replace(self.guidance, method="clean") if note else self.guidance
+                found = guide(here, chosen, strength)
+                model_output = _replaced(model_output, found.prediction)
+                row = self._row(found, index, timestep, level, strength) | {"method": chosen.method}
+                row |= {"note": note} if note else {}
+                row["seconds"] = time.perf_counter() - began
+                clean = found.clean
+            self.trace.append(row)
+        result = original(model_output, timestep, sample, *rest, **options)
+        self.steps += 1
+        if self.on_step is not None:
+            self._tell(index, total, timestep, level, model_output, sample, clean, row, result)
+        self.began = None
+        return result
+
+    def _comes(self, args: tuple, kwargs: dict) -> bool:
+        """Whether the coming step may be guided."""
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        if isinstance(timestep, Tensor) and timestep.ndim:
+            timestep = timestep[0]
+        if timestep is not None and not (self.scheduler.timesteps == timestep).any():
+            timestep = None  # Flux tells its network another number
+        index = schedulers.position(self.scheduler, timestep)
+        return index is None or (
+            self._strength(index) > 0 and self._is_guidable(schedulers.level(self.scheduler, index))
+        )
+
+    def _is_guidable(self, level: Level) -> bool:
+        return schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler))
+
+    def _strength(self, index: int) -> float:
+        order = self.scheduler.order
+        return self.guidance.strength(index // order, -(-len(self.scheduler.timesteps) // order))
+
+    def _situation(self, output: Tensor, sample: Tensor, timestep, level, calls, options) -> tuple[Situation, str]:
+        channels = sample.shape[1] if sample.ndim == 4 else None
+        prediction, variance = (output[:, :channels], output[:, channels:]) if channels else (output, None)
+        variance = None if variance is None or not variance.shape[1] else variance
+        whole, parts = at_least_float32(sample), _parts(calls, sample)
+        prediction, pull, correction, note = at_least_float32(prediction), None, None, ""
+        through = self.guidance.method in THROUGH
+        if parts:
+            weights, error = _fitted(prediction, [part.output for part in parts])
+            error = max(error, *(part.error for part in parts))
+            if error <= TOLERANCE[output.dtype]:
+                pull = functools.partial(_pulled, parts, weights)
+        if through and pull is None:
+            cause = (
+                f"the prediction is no combination of the outputs, error {error:.2g}" if parts else "no call was seen"
+            )
+            note = f"guided without the Jacobian of the network: {cause}"
+        if pull and len(parts) > 1:
+            free = torch.stack([part.output.detach() for part in parts], 1)
+            correction = prediction - free[torch.arange(len(free)), weights.argmin(1)].to(prediction)
+        here = Situation(
+            self.scheduler, level, int(timestep), whole, prediction, self._loss, pull,
+            variance=variance, correction=correction, eta=options.get("eta", 0.0),
+        )  # fmt: skip
+        return here, note
+
+    def _loss(self, clean: Tensor) -> Tensor:
+        return self.objective(self.spaced.decode(clean))
+
+    def _row(self, found: Guided, index: int, timestep, level, strength: float) -> dict:
+        after = self._loss(found.clean).tolist() if self.measure else None
+        return {
+            "index": index,
+            "timestep": int(timestep),
+            "noise": level.noise,
+            "strength": strength,
+            "loss": found.shift.loss.tolist(),
+            "loss_after": after,
+            "gradient_norm": found.shift.gradient_norm.tolist(),
+            "movement": found.movement.tolist(),
+            "skipped": int(found.shift.skipped.sum()),
+        }
+
+    def _tell(self, index, total, timestep, level, output, sample, clean, row, result) -> None:
+        if clean is None:
+            kind, whole = schedulers.prediction_type(self.scheduler), at_least_float32(sample)
+            prediction = at_least_float32(output[:, : sample.shape[1]] if sample.ndim == 4 else output)
+            clean = schedulers.clip(self.scheduler, level.clean(whole, prediction, kind))
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        row = None if row is None else row | {"seconds": [(0.0, row["seconds"])]}
+        self.on_step(Step(index, total, int(timestep), level, after, clean, row, self.spaced.render))
+
+    def _unpacked(self, sample: Tensor) -> Tensor:
+        """Flux's tokens ``(B, h·w, 4·C)``, each of 2 x 2 latents, as latents ``(B, C, 2h, 2w)``."""
+        if sample.ndim == 4:
+            return sample
+        height, width = (int(self.ids[: sample.shape[1], axis].max()) + 1 for axis in (1, 2))
+        tokens = sample.view(len(sample), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        return tokens.reshape(len(sample), -1, 2 * height, 2 * width)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The rows of a call that belong to one of the predictions that the pipeline combines.
+
+    ``output`` is cropped to the shape of the sample: further channels (a learned variance) and tokens are left out.
+    The input's first channels are ``scale · x``; ``error`` is the relative rms by which they are not.
+    """
+
+    call: _Call
+    rows: slice
+    output: Tensor
+    scale: Tensor
+    error: float
+
+
+def _parts(calls: Sequence[_Call], sample: Tensor) -> list[_Part]:
+    parts, batch, whole = [], len(sample), at_least_float32(sample)
+    crop = tuple(slice(side) for side in sample.shape[1:])
+    for call in calls:
+        if call.output.ndim != sample.ndim or len(call.output) % batch:
+            return []
+        for first in range(0, len(call.output), batch):
+            rows = slice(first, first + batch)
+            with torch.enable_grad():
+                output = call.output[(rows, *crop)]
+            given = at_least_float32(call.leaf.detach()[(rows, *crop)])
+            if output.shape != sample.shape or given.shape != sample.shape:
+                return []
+            scale = _dot(given, whole) / _dot(whole, whole)
+            error = (_dot(given - _along(scale, whole) * whole) / _dot(given)).sqrt().max().item()
+            parts.append(_Part(call, rows, output, _along(scale, whole), error))
+    return parts
+
+
+def _fitted(prediction: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """Weights ``(B, K)`` with ``prediction ≈ Σ_k w_k · output_k`` per image, by least squares, and the relative error.
+
+    Conditional and unconditional outputs are nearly equal: the fit is in float64 and in their differences from the
+    first.
+    """
+    first, *others = (output.detach().double().flatten(1) for output in outputs)
+    basis = torch.stack([first, *(other - first for other in others)], 1)
+    lengths = basis.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    basis, target = basis / lengths, prediction.double().flatten(1)[..., None]
+    found = torch.linalg.pinv(basis @ basis.mT, rtol=1e-10, hermitian=True) @ (basis @ target)
+    error = (target - basis.mT @ found).norm(dim=1) / target.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    weights = (found / lengths)[..., 0]
+    weights = torch.cat([weights[:, :1] - weights[:, 1:].sum(1, keepdim=True), weights[:, 1:]], 1)
+    return weights, error.max().item()
+
+
+def _pulled(parts: Sequence[_Part], weights: Tensor, cotangent: Tensor) -> Tensor:
+    """``Σ_k w_k · J_kᵀ cotangent``: one backward pass for each call of the network."""
+    total = torch.zeros_like(cotangent)
+    crop = tuple(slice(side) for side in cotangent.shape[1:])
+    for call in {id(part.call): part.call for part in parts}.values():
+        mine = [(part, weight) for part, weight in zip(parts, weights.T, strict=True) if part.call is call]
+        sides = [(_along(weight, cotangent) * cotangent).to(part.output) for part, weight in mine]
+        (found,) = torch.autograd.grad([part.output for part, _ in mine], call.leaf, sides)
+        for part, _ in mine:
+            total += part.scale * found[(part.rows, *crop)].to(total)
+    return total
+
+
+def _dot(a: Tensor, b: Tensor | None = None) -> Tensor:
+    return (a * (a if b is None else b)).flatten(1).sum(1)
+
+
+def _along(per_image: Tensor, like: Tensor) -> Tensor:
+    return per_image.view(-1, *[1] * (like.ndim - 1))
+
+
+def _usable(x):
+    """A tensor made in inference mode is copied, so that autograd may keep it."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+
+
+def _replaced(output: Tensor, prediction: Tensor) -> Tensor:
+    """The network's output with another prediction, and with the channels of a learned variance that it may have."""
+    prediction = prediction.to(output.dtype)
+    same = output.shape == prediction.shape
+    return prediction if same else torch.cat([prediction, output[:, prediction.shape[1] :]], 1)
+
+
+def _network(pipe) -> nn.Module:
+    for name in ("transformer", "unet"):
+        network = getattr(pipe, name, None)
+        classes = {cls.__name__ for cls in type(getattr(network, "_orig_mod", network)).__mro__}
+        if classes & set(NETWORKS) and not {"movq", "vqvae"} & set(pipe.components):
+            return network
+    raise ValueError(
+        f"style guidance supports the pipelines of {', '.join(NETWORKS.values())}, got {type(pipe).__name__}"
+    )
+
+
+def _space(pipe, decoder: nn.Module | None, device: torch.device, unpack: Callable) -> Latents | Pixels:
+    if getattr(pipe, "vae", None) is not None:
+        return Latents(pipe.vae, decoder, device=device, unpack=unpack)
+    if decoder is not None:
+        raise ValueError(f"decoder is for pipelines with latents, but {type(pipe).__name__} draws in pixels")
+    return Pixels()
+
+
+def _usual_size(pipe, network: nn.Module) -> tuple[int, int]:
+    """Of the pictures that the pipeline draws if it is not told otherwise."""
+    side = network.config.get("sample_size") or getattr(pipe, "default_sample_size", LEAST_SIZE)
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    factor = pipe.vae_scale_factor if getattr(pipe, "vae", None) is not None else 1
+    return tuple(factor * side for side in sides)
+
+
+def _offloads_parts(network: nn.Module) -> bool:
+    """Whether layers are moved to and from the device one by one (sequential or group offloading)."""
+    parts = list(network.modules())
+    sequential = any(getattr(getattr(part, "_hf_hook", None), "offload", False) for part in parts)
+    return sequential or any(
+        getattr(part, "_diffusers_hook", None) is not None and part._diffusers_hook.get_hook("group_offloading")
+        for part in parts
+    )
+
+
+class _Style:
+    """A `StyleObjective` for whatever size the pictures have."""
+
+    def __init__(self, network: VGG, styles: Sequence[Tensor], longest: int | None, **options):
+        self.at = functools.lru_cache(
+            lambda size: StyleObjective(network, styles, tuple(size), longest=longest, **options)
+        )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.at(tuple(image.shape[-2:]))(image)
+
+
+@functools.lru_cache(maxsize=2)
+def _features(name: str | None, device: str) -> VGG:
+    return models.features(name, where=device)

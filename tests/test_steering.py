@@ -1,0 +1,237 @@
+"""`guided` around stock pipelines of random weights: bit-identical without a scale, nearer to the style with one."""
+
+import threading
+
+import diffusers
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusionPipeline
+from torch import nn
+
+from ex4lib.diffusion import schedulers
+from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.steering import StyleObjective, guided
+from tests.random_models import random_network, save_stable_diffusion
+
+STEPS = 4
+
+
+def seeded(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+def quiet(pipe, dtype=torch.float64):
+    """In float64, because random networks amplify the rounding of other batch sizes."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(dtype)
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory):
+    return quiet(StableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path_factory.mktemp("sd"))))
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    return random_network("vgg16")
+
+
+@pytest.fixture
+def style(picture):
+    return picture(40, 56)
+
+
+def call(pipe, **changes):
+    options = {"num_inference_steps": STEPS, "generator": seeded(), "output_type": "pt"}
+    return pipe(**{"prompt": "a cat", "guidance_scale": 4.0} | options | changes).images
+
+
+def loss_of(image, vgg, style):
+    return StyleObjective(vgg, [style], tuple(image.shape[-2:]))(image)
+
+
+def untouched(pipe):
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    return "step" not in vars(pipe.scheduler) and "_compiled_call_impl" not in vars(network)
+
+
+def test_it_lowers_the_style_loss_and_leaves_nothing_behind(stable, vgg, style):
+    before = [parameter.requires_grad for parameter in stable.unet.parameters()]
+    plain = call(stable)
+    with guided(stable, style, features=vgg, style_scale=0.2) as trace:
+        painted = call(stable)
+        assert not any(parameter.requires_grad for parameter in stable.unet.parameters())
+    assert len(trace) == STEPS and all(row["method"] == "noise" and "note" not in row for row in trace)
+    assert loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
+    assert untouched(stable) and torch.equal(call(stable), plain)
+    assert [parameter.requires_grad for parameter in stable.unet.parameters()] == before
+
+
+@pytest.mark.parametrize("name", schedulers.SUPPORTED)
+@pytest.mark.parametrize("method", ["noise", "clean"])
+def test_a_tiny_scale_tends_to_the_stock_picture_with_every_scheduler(name, method, stable, vgg, style):
+    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    original, stable.scheduler = (
+        stable.scheduler,
+        getattr(diffusers, name).from_config(stable.scheduler.config, **options),
+    )
+    try:
+        plain = call(stable)
+        for scale, bound in ((0.0, 0.0), (1e-7, 1e-3)):
+            with guided(stable, style, features=vgg, style_scale=scale, guidance=Guidance(method=method)):
+                assert (call(stable) - plain).square().mean().sqrt() <= bound
+    finally:
+        stable.scheduler = original
+
+
+@pytest.mark.parametrize("pipeline", [DDPMPipeline, DDIMPipeline])
+@pytest.mark.parametrize("scheduler", [diffusers.DDPMScheduler, diffusers.DDIMScheduler])
+def test_pixels_with_clipping(pipeline, scheduler, vgg, style, tmp_path):
+    from tests.random_models import save_ddpm
+
+    pipe = quiet(DDPMPipeline.from_pretrained(save_ddpm(tmp_path)))
+    pipe = pipeline(pipe.unet, scheduler())
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        return torch.from_numpy(pipe(2, num_inference_steps=5, generator=seeded(), output_type="np").images)
+
+    plain = draw()
+    with guided(pipe, style, features=vgg, style_scale=1e-7):
+        assert (draw() - plain).square().mean().sqrt() < 1e-3
+    with guided(pipe, style, features=vgg, style_scale=0.3) as trace:
+        painted = draw()
+    assert trace and (painted - plain).abs().mean() > 1e-3
+    losses = [loss_of(images.permute(0, 3, 1, 2), vgg, style) for images in (painted, plain)]
+    assert losses[0].sum() < losses[1].sum() and untouched(pipe)
+
+
+def test_errors_inside_undo_it_and_nesting_is_refused(stable, vgg, style):
+    with pytest.raises(KeyError), guided(stable, style, features=vgg):
+        raise KeyError
+    assert untouched(stable)
+    with guided(stable, style, features=vgg):
+        call(stable)
+        with pytest.raises(ValueError, match="already guided"), guided(stable, style, features=vgg):
+            pass
+        call(stable)
+    assert untouched(stable)
+
+
+def test_a_replaced_scheduler_is_noticed(stable, vgg, style):
+    original = stable.scheduler
+    try:
+        with pytest.raises(RuntimeError, match="no step of the scheduler was seen"):  # noqa: SIM117
+            with guided(stable, style, features=vgg):
+                stable.scheduler = diffusers.DDIMScheduler.from_config(original.config)
+                call(stable)
+    finally:
+        stable.scheduler = original
+
+
+def test_a_window_without_steps_warns(stable, vgg, style):
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**stable.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="no step was guided"), guided(pipe, style, features=vgg, window=(0.0, 0.4)):
+        call(pipe, image=image, strength=0.5)
+
+
+def test_rescaled_and_dynamic_guidance_are_measured(stable, vgg, style):
+    """With rescaling the sum of the weights is not 1; a callback may change the guidance scale."""
+
+    def weaker(pipe, index, timestep, tensors):
+        pipe._guidance_scale *= 0.7
+        return {}
+
+    with guided(stable, style, features=vgg) as trace:
+        call(stable, guidance_rescale=0.7)
+        call(stable, callback_on_step_end=weaker)
+    assert len(trace) == 2 * STEPS and not any("note" in row for row in trace)
+
+
+def test_a_prediction_that_is_no_combination_is_guided_without_the_network(stable, vgg, style):
+    with guided(stable, style, features=vgg) as trace:
+        shifted = stable.scheduler.step
+        stable.scheduler.step = lambda output, *rest, **options: shifted(output.sign() * output**2, *rest, **options)
+        call(stable)
+    assert untouched(stable)
+    assert all(row["method"] == "clean" and "no combination" in row["note"] for row in trace)
+
+
+def test_inference_mode(stable, vgg, style):
+    plain = call(stable)
+    with guided(stable, style, features=vgg):
+        expected = call(stable)
+        with torch.inference_mode():
+            found = call(stable)
+    torch.testing.assert_close(found.clone(), expected)
+    assert not torch.equal(expected, plain)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_torch_compile(whole, stable, vgg, style):
+    with guided(stable, style, features=vgg) as trace:
+        expected = call(stable)
+    pipe = StableDiffusionPipeline(**stable.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    if whole:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    else:
+        pipe.unet.compile(backend="eager")
+    try:
+        with guided(pipe, style, features=vgg) as again:
+            found = call(pipe)
+    finally:
+        stable.unet._compiled_call_impl = None
+        vars(stable.unet).pop("_compiled_call_impl", None)
+    torch.testing.assert_close(found, expected)
+    assert [row["loss"][0] for row in again] == pytest.approx([row["loss"][0] for row in trace])
+    assert not any("note" in row for row in again)
+
+
+def test_threads_that_share_weights(stable, vgg, style):
+    results, pipes = {}, {}
+    expected = {}
+    for scale in (0.1, 0.3):
+        scheduler = diffusers.DDIMScheduler.from_config(stable.scheduler.config)
+        pipes[scale] = StableDiffusionPipeline(
+            **stable.components | {"scheduler": scheduler}, requires_safety_checker=False
+        )
+        pipes[scale].set_progress_bar_config(disable=True)
+        with guided(pipes[scale], style, features=vgg, style_scale=scale):
+            expected[scale] = call(pipes[scale])
+
+    def draw(scale):
+        with guided(pipes[scale], style, features=vgg, style_scale=scale) as trace:
+            results[scale] = call(pipes[scale])
+            assert not any("note" in row for row in trace)
+
+    threads = [threading.Thread(target=draw, args=(scale,)) for scale in pipes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scale in pipes:
+        torch.testing.assert_close(results[scale], expected[scale])
+    assert untouched(stable) and all(parameter.requires_grad for parameter in stable.unet.parameters())
+
+
+@pytest.mark.parametrize("twice", [1, 2])
+def test_offloaded_models_are_guided_in_every_call(twice, stable, vgg, style, tmp_path):
+    pipe = quiet(StableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path)))
+    with guided(pipe, style, features=vgg):
+        expected = call(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    with guided(pipe, style, features=vgg) as trace:
+        for _ in range(twice):
+            torch.testing.assert_close(call(pipe), expected)
+    assert len(trace) == twice * STEPS and not any("note" in row for row in trace)
+
+
+def test_pipelines_that_are_not_known_are_refused(stable, style):
+    class Other:
+        scheduler, components, unet = stable.scheduler, {}, nn.Identity()
+
+    with pytest.raises(ValueError, match=r"supports the pipelines of Stable Diffusion 1.x, .* Flux, .* got Other"):
+        guided(Other(), style)
