@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ex4lib import images
+from ex4lib.images import ImageSource
+
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
@@ -18,11 +21,12 @@ def with_luminance(image: Tensor, luma: Tensor) -> Tensor:
     return (image + luma - luminance(image)).clamp(0, 1)
 
 
-def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
+def match_luminance(image: ImageSource, reference: ImageSource) -> Tensor:
     """A grey copy of ``image`` whose luma has the mean and deviation of ``reference``'s.
 
     Source: Gatys et al., "Preserving Color in Neural Artistic Style Transfer" (2016), equation 9.
     """
+    image, reference = _pair(image, reference)
     own, other = luminance(image), luminance(reference)
     dims = (1, 2, 3)
     deviation, deviation_ref = (luma.std(dims, correction=0, keepdim=True) for luma in (own, other))
@@ -31,7 +35,7 @@ def match_luminance(image: Tensor, reference: Tensor) -> Tensor:
     return matched.clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
 
 
-def match_colour(image: Tensor, reference: Tensor) -> Tensor:
+def match_colour(image: ImageSource, reference: ImageSource) -> Tensor:
     """Linear map of ``image``'s colours to the mean and covariance of ``reference``'s, clamped to [0, 1].
 
     ``x' = A (x - μ) + μ_ref`` with ``A = Σ_ref^½ Σ^-½`` (symmetric square roots), so that before clamping
@@ -39,6 +43,7 @@ def match_colour(image: Tensor, reference: Tensor) -> Tensor:
 
     Source: Gatys et al. (2016), equations 4 to 8 ("image analogies" variant).
     """
+    image, reference = _pair(image, reference)
     pixels = image.flatten(2).double()
     mean, covariance = colour_moments(image)
     mean_ref, covariance_ref = colour_moments(reference)
@@ -53,6 +58,14 @@ def colour_moments(image: Tensor) -> tuple[Tensor, Tensor]:
     mean = pixels.mean(2)
     centred = pixels - mean[..., None]
     return mean, centred @ centred.mT / pixels.shape[2]
+
+
+def _pair(image: ImageSource, reference: ImageSource) -> tuple[Tensor, Tensor]:
+    """Two pictures, or a batch and one reference for all or for each, on one device."""
+    image, reference = images.picture(image, "image"), images.picture(reference, "reference")
+    if len(reference) not in (1, len(image)):
+        raise ValueError(f"reference must be one picture or {len(image)}, one for each, got {len(reference)}")
+    return image, reference.to(image.device)
 
 
 def _matrix_power(matrix: Tensor, exponent: float) -> Tensor:

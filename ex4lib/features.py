@@ -57,14 +57,14 @@ def resolve(layer: str | int, architecture: str) -> str:
     """
     names = layer_names(architecture)
     layer = layer.strip() if isinstance(layer, str) else layer
-    index = int(layer) if isinstance(layer, numbers.Integral) or str(layer).isdecimal() else -1
+    index = int(layer) if isinstance(layer, numbers.Integral) or (isinstance(layer, str) and layer.isdecimal()) else -1
     if 0 <= index < len(names) and not isinstance(layer, bool):
         return names[index]
     known = tutorial_names(architecture) | {name: name for name in names}
-    if layer in known:
+    if isinstance(layer, str) and layer in known:
         return known[layer]
-    near = difflib.get_close_matches(str(layer), known, n=4, cutoff=0.5) or names
-    raise ValueError(f"{architecture} has no layer {layer!r}; did you mean {', '.join(near)}?")
+    near = difflib.get_close_matches(str(layer)[:40], known, n=4, cutoff=0.5) or names
+    raise ValueError(f"{architecture} has no layer {checks.describe(layer)}; did you mean {', '.join(near)}?")
 
 
 class VGG(nn.Module):

@@ -132,10 +132,11 @@ def alpha(source: ImageSource, size: int | None = None) -> Tensor | None:
     """The opacity ``(1, 1, H, W)`` in [0, 1] of a file, URL or PIL picture; None where nothing is transparent."""
     if isinstance(source, Image.Image):
         opacity = _opacity(_upright(source))
-    elif isinstance(source, (Tensor, np.ndarray)):
-        opacity = None
+    elif isinstance(source, (str, Path)):
+        opacity = _read(str(source), lambda opened: _opacity(_upright(opened)))
     else:
-        opacity = _read(os.fspath(source), lambda opened: _opacity(_upright(opened)))
+        picture(source, "source")
+        opacity = None
     if opacity is None or opacity.getextrema() == (255, 255):
         return None
     levels = torch.from_numpy(np.array(opacity))[None, None].float().div_(255)
@@ -288,6 +289,8 @@ def check(image: Tensor, argument: str) -> Tensor:
     Raises:
         ValueError: not floating point ``(B, 3, H, W)``, or with values that are not finite or leave [0, 1].
     """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{argument} must be a tensor of shape (B, 3, H, W), got {checks.describe(image)}")
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
         raise ValueError(f"{argument} must have shape (B, 3, H, W), got {tuple(image.shape)}")
     if not image.is_floating_point():

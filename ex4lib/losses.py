@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ex4lib import checks
 from ex4lib.features import VGG
-from ex4lib.images import check
+from ex4lib.images import check, pictures
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
 
 
@@ -109,8 +109,7 @@ class Objective:
         if not parts:
             raise ValueError("an objective needs at least one term")
         for part in parts:
-            if not 0 <= part.weight < float("inf"):
-                raise ValueError(f"the weight of {part.name} must be a finite number of at least 0, got {part.weight}")
+            checks.number(part.weight, f"the weight of {part.name}", low=0)
         names = [part.name for part in parts]
         if len(set(names)) < len(names):
             raise ValueError(f"terms must have different names, got {', '.join(sorted(names))}")
@@ -149,6 +148,7 @@ def content_terms(
 
     ``relative`` divides each by the mean square of its target: the loss is then ‖F - F*‖² / ‖F*‖².
     """
+    weight = checks.number(weight, "weight", low=0)
     with torch.no_grad():
         features = network(check(image, "content image"), layers)
     terms = []
@@ -190,11 +190,12 @@ def style_terms(
     Raises:
         ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
     """
-    images = [images] if isinstance(images, Tensor) else list(images)
+    weight = checks.number(weight, "weight", low=0)
+    images = pictures(images, "style image")
     names = network.names(layers)
     if not images:
         raise ValueError("at least one style is needed, got none")
-    if isinstance(statistic, str):
+    if not callable(statistic):
         statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
     masks = [None] * len(images) if style_masks is None else list(style_masks)
     weights = [weight * share for share in checks.weights(layer_weights, len(names), "layer_weights")]

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ex4lib import colour, images
+from ex4lib import checks, colour, images
 from ex4lib.features import BLOCKS, VGG
 from ex4lib.files import optional
+from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, gaussian_distance, second_moment
 
 #: Layers that no recipe of this library optimises.
@@ -31,7 +32,7 @@ NEAREST_SIZE = 128
 @torch.no_grad()
 def style_distances(
     pictures: Tensor,
-    paintings: Sequence[images.ImageSource] | Mapping[str, Tensor],
+    paintings: Sequence[ImageSource] | Mapping[str, Tensor],
     network: VGG,
     *,
     layers: Sequence[str] = NEAREST_LAYERS,
@@ -61,7 +62,7 @@ def style_distances(
 
 @torch.no_grad()
 def painting_grams(
-    paintings: Sequence[images.ImageSource], network: VGG, layers: Sequence[str] = NEAREST_LAYERS
+    paintings: Sequence[ImageSource], network: VGG, layers: Sequence[str] = NEAREST_LAYERS
 ) -> dict[str, Tensor]:
     """Flattened Gram matrices ``(P, C²)`` of the middle squares at 128 px, by layer, for `style_distances`."""
     network = network.variant(pooling="max", padding="zeros")
@@ -144,8 +145,8 @@ def specificity(distances: Tensor, intended: Sequence[int] | Tensor) -> Specific
 
 
 def anchors(
-    painting: images.ImageSource,
-    others: Sequence[images.ImageSource],
+    painting: ImageSource,
+    others: Sequence[ImageSource],
     network: VGG,
     *,
     unguided: Tensor | None = None,
@@ -197,8 +198,8 @@ def random_network(seed: int = 0) -> VGG:
 
 def style_distance(
     network: VGG,
-    image: Tensor,
-    style: Tensor,
+    image: ImageSource,
+    style: ImageSource,
     *,
     layers: Sequence[str] = HELD_OUT,
     statistic: str | Statistic = "gram",
@@ -223,7 +224,9 @@ def statistic_distances(
     nothing bounds it above.
     """
     network = network.variant(pooling="max", padding="zeros")
-    statistic = STATISTICS[statistic]() if isinstance(statistic, str) else statistic
+    image, style = _pictures(image, style)
+    if not callable(statistic):
+        statistic = STATISTICS[checks.choice(statistic, "statistic", STATISTICS)]()
     own, other = (
         {layer: statistic(feature) for layer, feature in network(_judged(picture, network, image), layers).items()}
         for picture in (image, style)
@@ -236,19 +239,21 @@ def statistic_distances(
 
 
 @torch.no_grad()
-def colour_distance(image: Tensor, style: Tensor) -> float:
+def colour_distance(image: ImageSource, style: ImageSource) -> float:
     """Squared 2-Wasserstein distance of the pixels' colours taken as Gaussians, relative to that of a black picture.
 
     ``W² / (‖μ*‖² + tr Σ*)`` with ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``. Squared and relative as
     `texture_distance` is, so that the two compare: 0 is the style itself, and a picture of zeros scores 1.
     """
-    own, other = (colour.colour_moments(images.resize(x, JUDGED_SIZE)) for x in (image, style))
+    own, other = (colour.colour_moments(images.resize(x, JUDGED_SIZE)) for x in _pictures(image, style))
     squared = gaussian_distance(*own, *other)
     black = other[0].square().sum(1) + other[1].diagonal(dim1=1, dim2=2).sum(1)
     return (squared.clamp_min(0) / black).mean().item()
 
 
-def texture_distance(network: VGG, image: Tensor, style: Tensor, *, layers: Sequence[str] = HELD_OUT) -> float:
+def texture_distance(
+    network: VGG, image: ImageSource, style: ImageSource, *, layers: Sequence[str] = HELD_OUT
+) -> float:
     """`style_distance` after the image's colours were matched to the style's: what is left is texture.
 
     Squared and relative to a picture without features, as `colour_distance` is to a black one.
@@ -257,12 +262,13 @@ def texture_distance(network: VGG, image: Tensor, style: Tensor, *, layers: Sequ
 
 
 @torch.no_grad()
-def content_error(network: VGG, image: Tensor, content: Tensor, *, layer: str = "relu4_2") -> float:
+def content_error(network: VGG, image: ImageSource, content: ImageSource, *, layer: str = "relu4_2") -> float:
     """Normalised feature error ``‖F - F*‖² / ‖F*‖²`` at one layer; 1 is what an image without features scores."""
     network = network.variant(pooling="max", padding="zeros")
     layer = network.resolve(layer)
+    image, content = _pictures(image, content, "content")
     content = _judged(content, network, image)
-    image = images.resize(images.check(image, "image").to(content), tuple(content.shape[-2:]))
+    image = images.resize(image.to(content), tuple(content.shape[-2:]))
     own, other = (at_least_float32(network(picture, [layer])[layer]) for picture in (image, content))
     return ((own - other).square().sum() / other.square().sum()).item()
 
@@ -289,14 +295,14 @@ def kernel_distance(features: Tensor, reference: Tensor) -> float:
     return (within[0] + within[1] - 2 * ((x @ y.T / x.shape[1] + 1) ** 3).mean()).item()
 
 
-def psnr(image: Tensor, reference: Tensor) -> float:
+def psnr(image: ImageSource, reference: ImageSource) -> float:
     """Peak signal-to-noise ratio ``-10 log10 mean (x - y)²`` in dB, for pictures of range 1."""
     own, other = _arrays(image, reference)
     with np.errstate(divide="ignore"):
         return float(-10 * np.log10(np.square(own - other).mean()))
 
 
-def ssim(image: Tensor, reference: Tensor) -> float:
+def ssim(image: ImageSource, reference: ImageSource) -> float:
     """Structural similarity (scikit-image; Gaussian window, as Wang et al. 2004), range 1."""
     own, other = _arrays(image, reference)
     return float(
@@ -313,7 +319,7 @@ def ssim(image: Tensor, reference: Tensor) -> float:
 
 
 @torch.no_grad()
-def perceptual_distance(network: VGG, image: Tensor, reference: Tensor) -> float:
+def perceptual_distance(network: VGG, image: ImageSource, reference: ImageSource) -> float:
     """LPIPS with the lpips package's VGG-16 heads on ``network``; on the offline VGG-16 it is called LPIPS-HED.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), equation 1.
@@ -325,6 +331,9 @@ def perceptual_distance(network: VGG, image: Tensor, reference: Tensor) -> float
         raise ValueError(f"the heads of LPIPS are for vgg16, got {network.name}")
     heads = _lpips_heads().to(network.mean.device)
     heads.net = _Taps(network.variant(pooling="max", padding="zeros"))
+    image, reference = _pictures(image, reference, "reference")
+    if image.shape != reference.shape:
+        raise ValueError(f"the pictures must have one size, got {tuple(image.shape)} and {tuple(reference.shape)}")
     try:
         return heads(image.to(network.mean), reference.to(network.mean)).mean().item()
     finally:
@@ -422,18 +431,22 @@ def cluster_weights(clusters: Mapping[str, Sequence[Hashable]], *, resamples: in
     return weights / weights.sum(1, keepdims=True)
 
 
-def brightness(image: Tensor) -> float:
+def brightness(image: ImageSource) -> float:
     """Mean luma in [0, 1]."""
-    return colour.luminance(image).mean().item()
+    return colour.luminance(images.picture(image, "image")).mean().item()
+
+
+def _pictures(image: ImageSource, other: ImageSource, argument: str = "style") -> tuple[Tensor, Tensor]:
+    return images.picture(image, "image"), images.picture(other, argument)
 
 
 def _judged(picture: Tensor, network: VGG, image: Tensor) -> Tensor:
     """``picture`` at the size at which ``image`` is judged."""
-    picture = images.check(picture, "image").to(network.mean)
-    return images.resize(picture, min(JUDGED_SIZE, max(image.shape[-2:])))
+    return images.resize(picture.to(network.mean), min(JUDGED_SIZE, max(image.shape[-2:])))
 
 
-def _arrays(image: Tensor, reference: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(image: ImageSource, reference: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    image, reference = _pictures(image, reference, "reference")
     if image.shape != reference.shape or len(image) != 1:
         raise ValueError(
             f"the two pictures must be single and of one size, got {tuple(image.shape)} and {tuple(reference.shape)}"

@@ -41,6 +41,9 @@ class TiledRecipe(Recipe):
 
     tile: int = TILE
 
+    def __post_init__(self):
+        checks.size(self.tile, "tile", multiple=ALIGNMENT)
+
     def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:
         if max(len(_spans(side, self.tile)) for side in content.shape[-2:]) == 1:
             return super().objective(network, content, styles, **options)

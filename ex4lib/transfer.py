@@ -146,6 +146,7 @@ def stylize_steps(
     least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
     scales = _scales(scales, size, photograph, start, least)
     evaluations = checks.integer(evaluations, "evaluations", low=1)
+    seconds = None if seconds is None else checks.number(seconds, "seconds")
     if evaluations < len(scales):
         raise ValueError(f"evaluations must be at least one per scale ({len(scales)}), got {evaluations}")
     if keep_colour != "no":

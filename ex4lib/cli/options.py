@@ -60,7 +60,7 @@ def preview_callback(preview: Path | None, every: float = 2.0) -> Callable[[Any]
     def write(step: Any) -> None:
         nonlocal last
         if time.monotonic() - last >= every:
-            images.save(step.image.float().cpu(), preview)
+            images.save(step.image[:1].float().cpu(), preview)
             last = time.monotonic()
 
     return write

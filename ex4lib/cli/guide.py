@@ -1,0 +1,157 @@
+"""Drawing with style guidance: text to image, image to image and inpainting, with any scheduler that can be guided."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from typing import Annotated
+
+import torch
+import typer
+
+from ex4lib import checks, images, models
+from ex4lib.cli.options import (
+    Network,
+    Output,
+    Preview,
+    Quality,
+    Seed,
+    StyleLoss,
+    check_output,
+    numbers,
+    parts,
+    preview_callback,
+)
+
+
+def guide(
+    prompt: Annotated[str, typer.Argument(help="What to draw; the style comes from the painting.")],
+    style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
+    output: Output,
+    style_scale: Annotated[float | None, typer.Option(help="Strength; 0 is unguided. Default: the preset's.")] = None,
+    style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
+    style_loss: StyleLoss = "gram",
+    preset: Annotated[str, typer.Option(help="full, cheap or another name of guidance.PRESETS.")] = "full",
+    window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
+    ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels. Default: the model's.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures to draw, with seeds that count up.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="Class of diffusers, such as DDIM or EulerDiscrete.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    image: Annotated[str | None, typer.Option(help="A picture to start from (image to image).")] = None,
+    strength: Annotated[float, typer.Option(help="How much of the picture is drawn anew, up to 1.")] = 0.6,
+    mask: Annotated[str | None, typer.Option(help="The part of the picture that is drawn anew (inpainting).")] = None,
+    eta: Annotated[float, typer.Option(help="Noise of DDIM's steps: 0 none, 1 as DDPM.")] = 0.0,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
+    network: Network = None,
+    seed: Seed = 0,
+    preview: Preview = None,
+    quality: Quality = 95,
+) -> None:
+    """Draw a prompt in the style of a painting with a diffusion model.
+
+    Example: python -m ex4lib guide "a cat" hokusai-great-wave -o cat.png
+    """
+    from ex4lib.diffusion import guidance, schedulers  # diffusers takes seconds to import
+    from ex4lib.diffusion.steering import guided
+
+    count, seed = checks.integer(count, "count", low=1, high=64), checks.seed(seed)
+    suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
+    paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
+    for path in paths:
+        check_output(path)
+    call = {"num_inference_steps": checks.integer(steps, "steps", low=1, high=1000), "negative_prompt": negative_prompt}
+    scale = models.guidance_scale() if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
+    call |= {"guidance_scale": scale, "num_images_per_prompt": count}
+    call |= {"eta": checks.fraction(eta, "eta")} if eta else {}
+    checks.choice(preset, "preset", guidance.PRESETS)
+    changes = {"ramp": ramp, "window": window and checks.interval(numbers(window, "window"), "window")}
+    settings = guidance.settings(preset, style_scale=style_scale, **changes)
+    paintings = [images.load(name) for name in style]
+    masks = parts(regions, "regions")
+    masks = masks and [images.mask(name, "regions") for name in masks]
+    call |= _inputs(image, mask, strength, _size(size))
+    pipe = _pipeline(model, image, mask)
+    if scheduler is not None:
+        name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
+        pipe.scheduler = schedulers.named(name, pipe.scheduler)
+    unknown = set(call) - set(inspect.signature(pipe.__call__).parameters)
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
+    write, last = preview_callback(preview), None
+
+    def watch(step) -> None:
+        nonlocal last
+        last = step
+        if write is not None:
+            write(step)
+
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    options = {"style_weights": numbers(style_weights, "style_weights"), "regions": masks, "style_loss": style_loss}
+    interrupted, trace = False, []
+    try:
+        with guided(pipe, paintings, guidance=settings, features=network, on_step=watch, **options) as trace:
+            drawn = pipe(prompt, generator=generators, output_type="pt", **call).images
+    except KeyboardInterrupt:
+        if last is None:
+            raise
+        drawn, interrupted = last.image, True
+    config = {"prompt": prompt, "style": style, "guidance": dataclasses.asdict(settings), "seed": seed}
+    config |= {"style_loss": style_loss, "style_weights": style_weights, "regions": regions, "scheduler": scheduler}
+    config |= {"image": image, "mask": mask, "strength": strength, "interrupted": interrupted}
+    config |= {"model": model or models.source("stable-diffusion")}
+    config |= {name: value for name, value in call.items() if name not in ("image", "mask_image")}
+    for number, path in enumerate(paths):
+        record = {"ex4lib": json.dumps(config | {"seed": seed + number})}
+        images.save(drawn[number : number + 1].float().cpu().clamp(0, 1), path, metadata=record, quality=quality)
+    seconds, lost = sum(row["seconds"] for row in trace), sum(row["skipped"] for row in trace)
+    text = f"{len(trace)} guided steps in {seconds:.1f} s" + f", {lost} skipped" * bool(lost)
+    typer.echo(f"{', '.join(map(str, paths))}: {text}" + ", interrupted: the estimate so far" * interrupted)
+    if interrupted:
+        sys.exit(130)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Height and width from ``512`` or ``768x512`` (width first)."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×]\s*(\d{1,9}))?\s*", text)
+    if not found:
+        raise ValueError(f"size must be a side or WIDTHxHEIGHT in pixels, got {text!r}")
+    width, height = int(found[1]), int(found[2] or found[1])
+    return checks.grid((height, width), "size", multiple=8)
+
+
+def _inputs(image: str | None, mask: str | None, strength: float, size: tuple[int, int] | None) -> dict:
+    """The arguments of the pipeline that hold pictures and their size."""
+    if image is None:
+        if mask is not None:
+            raise ValueError("--mask needs --image: the picture of which a part is drawn anew")
+        return {} if size is None else {"height": size[0], "width": size[1]}
+    picture = images.picture(image, "image")
+    size = size or tuple(max(8, round(side / 8) * 8) for side in picture.shape[-2:])
+    found = {"image": images.resize(picture, size), "strength": checks.number(strength, "strength", above=0, high=1)}
+    if mask is not None:
+        found |= {"mask_image": images.mask(mask, "mask", size), "height": size[0], "width": size[1]}
+    return found
+
+
+def _pipeline(model: str | None, image: str | None, mask: str | None):
+    """diffusers' own pipeline for the task, on the profile's device."""
+    import diffusers
+
+    task = "Text2Image" if image is None else "Image2Image" if mask is None else "Inpainting"
+    source, options = models.source("stable-diffusion", model), {}
+    if "safety_checker" in diffusers.DiffusionPipeline.load_config(source):
+        options["safety_checker"] = None
+    device = models.device()
+    if device.type == "cuda" and models.native_bfloat16(device):
+        options["torch_dtype"] = torch.bfloat16
+    pipe = getattr(diffusers, f"AutoPipelineFor{task}").from_pretrained(source, **options)
+    return pipe.to(device)
