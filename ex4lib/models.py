@@ -123,15 +123,13 @@ def features(
         ValueError: unknown name or precision.
         FileNotFoundError: the weights are not here and cannot be fetched; says what to install or set.
     """
-    name = name or FEATURES[profile()]
+    name = FEATURES[profile()] if name is None else checks.choice(name, "name", ("vgg19", "vgg16", "vgg16-hed"))
     where = checks.device(where) if where is not None else device()
     checks.choice(precision, "precision", ("float32", "bfloat16", "auto"))
     if name == "vgg16-hed":
         network = _offline_vgg(pooling, padding)
-    elif name in BLOCKS:
-        network = _torchvision_vgg(name, pooling, padding)
     else:
-        raise ValueError(f"name must be vgg19, vgg16 or vgg16-hed, got {name!r}")
+        network = _torchvision_vgg(name, pooling, padding)
     network.sha256, network.precision = weights_sha256(network), precision
     half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
     if half:
@@ -150,7 +148,7 @@ def source(part: str, name: str | None = None) -> str:
         ValueError: no such part, or the profile has none.
     """
     known = SOURCES[profile()]
-    name = name or known[checks.choice(part, "part", known)]
+    name = known[checks.choice(part, "part", known)] if name is None else name
     if name is None:
         raise ValueError(f"the {profile()} profile has no {part}")
     local = Path(os.environ.get("EX4_MODELS", ""), Path(name).name)
