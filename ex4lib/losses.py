@@ -148,11 +148,12 @@ def content_terms(
 
     ``relative`` divides each by the mean square of its target: the loss is then ‖F - F*‖² / ‖F*‖².
     """
-    weight = checks.number(weight, "weight", low=0)
+    names = network.names(layers)
+    weight = checks.number(weight, f"the weight of content/{names[0]}", low=0)
     with torch.no_grad():
-        features = network(check(image, "content image"), layers)
+        features = network(check(image, "content image"), names)
     terms = []
-    for layer in network.names(layers):
+    for layer in names:
         target = at_least_float32(features[layer])
         unit = _positive(target.square().mean().item(), layer) if relative else 1.0
         terms.append(ContentTerm(layer, target, weight / unit))
@@ -190,11 +191,9 @@ def style_terms(
     Raises:
         ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
     """
-    weight = checks.number(weight, "weight", low=0)
     images = pictures(images, "style image")
     names = network.names(layers)
-    if not images:
-        raise ValueError("at least one style is needed, got none")
+    weight = checks.number(weight, f"the weight of style/{names[0]}", low=0)
     if not callable(statistic):
         statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
     masks = [None] * len(images) if style_masks is None else list(style_masks)

@@ -126,10 +126,7 @@ def features(
     name = FEATURES[profile()] if name is None else checks.choice(name, "name", ("vgg19", "vgg16", "vgg16-hed"))
     where = checks.device(where) if where is not None else device()
     checks.choice(precision, "precision", ("float32", "bfloat16", "auto"))
-    if name == "vgg16-hed":
-        network = _offline_vgg(pooling, padding)
-    else:
-        network = _torchvision_vgg(name, pooling, padding)
+    network = _offline_vgg(pooling, padding) if name == "vgg16-hed" else _torchvision_vgg(name, pooling, padding)
     network.sha256, network.precision = weights_sha256(network), precision
     half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
     if half:
