@@ -224,7 +224,7 @@ def test_bad_weights(small, picture, weight):
         lambda: content_terms(small, picture(), ["relu1_1"], weight),
         lambda: style_terms(small, picture(), ["relu1_1"], weight=weight),
     ):
-        with pytest.raises(ValueError, match="the weight of .* must be a finite number of at least 0"):
+        with pytest.raises(ValueError, match=r"the weight of .* must be a finite number of at least 0"):
             build()
 
 
