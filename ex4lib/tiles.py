@@ -22,8 +22,8 @@ from ex4lib.transfer import Recipe
 
 #: Tiles begin at multiples of this, where the grids of all layers have a position.
 ALIGNMENT = 32
-#: Side of a tile in pixels without its overlap, by default: about 2.5 GB with VGG-16 or VGG-19.
-TILE = 768
+#: Side of a tile in pixels without its overlap, by default.
+TILE = 512
 #: Pairs of vectors that L-BFGS keeps where pictures are tiled; each has the size of the picture.
 HISTORY = 3
 #: Losses whose statistics are means over positions.

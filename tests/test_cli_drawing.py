@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,6 +49,33 @@ def test_guide_draws_and_remembers_how(run, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("extra", "shape"),
+    [
+        (["--size", "40x24", "--scheduler", "EulerDiscrete", "--negative-prompt", "fog"], (40, 24)),
+        (["--image", "chelsea", "--size", "32x24", "--strength", "0.7"], (32, 24)),
+        (["--image", "chelsea", "--size", "32", "--strength", "1", "--mask", "MASK", "--scheduler", "DDIM"], (32, 32)),
+    ],
+)
+def test_guide_takes_sizes_schedulers_and_pictures(run, folder, tmp_path, extra, shape):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    extra = [str(tmp_path / "mask.png") if part == "MASK" else part for part in extra]
+    command = ["guide", "a cat", "hokusai-great-wave", "-o", tmp_path / "cat.png", "--model", folder, "--steps", "3"]
+    code, out, err = run(*command, *extra, "--count", "2")
+    assert code == 0 and "guided steps" in out, err
+    first, second = (Image.open(tmp_path / f"cat-{number}.png") for number in (1, 2))
+    assert first.size == second.size == shape and first.tobytes() != second.tobytes()
+    assert not (tmp_path / "cat.png").exists()
+    if "--mask" in extra:  # diffusers encodes the picture once for all, with the first generator
+        return
+    run(*command, *extra, "--seed", "1")
+    with Image.open(tmp_path / "cat.png") as alone:  # a picture does not depend on those drawn with it
+        levels = abs(np.asarray(alone).astype(int) - np.asarray(second))
+    assert levels.mean() < 1
+
+
+@pytest.mark.parametrize(
     ("loss", "extra"),
     [("sds", []), ("vsd", []), ("pds", ["--edit-prompt", "a dog", "--src-img", "chelsea"])],
 )
@@ -86,13 +114,30 @@ def test_only_the_assignments_judge_gives_points(folder, tmp_path):
     assert grading.evaluate_folder(tmp_path, judge, name="openai/clip-vit-base-patch32")["points"] in (0, 5, 10)
 
 
+GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be one of full"),
-        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--window", "0.2"], "two fractions such as 0.2,1"),
+        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be full, cheap"),
+        (
+            ["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--window", "0.2"],
+            "window must be fractions 0 <=",
+        ),
         (["guide", "a cat", "no-such-style", "-o", "x.png"], "no shipped picture of that name"),
         (["guide", "a cat", "hokusai-great-wave", "-o", "x.txt"], "must end in .png"),
+        ([*GUIDE, "--size", "36"], "size must be a multiple of 8, got 36"),
+        ([*GUIDE, "--size", "-5"], "size must be a side or WIDTHxHEIGHT"),
+        ([*GUIDE, "--steps", "0"], "steps must be at least 1, got 0"),
+        ([*GUIDE, "--count", "0"], "count must be at least 1, got 0"),
+        ([*GUIDE, "--seed", "99999999999999999999"], "seed must be at most"),
+        ([*GUIDE, "--eta", "3"], "eta must be a finite number from 0 to 1, got 3.0"),
+        ([*GUIDE, "--style-scale", "1e400"], "style_scale must be finite"),
+        ([*GUIDE, "--guidance-scale", "nan"], "guidance_scale must be a finite number"),
+        ([*GUIDE, "--mask", "x.png"], "--mask needs --image"),
+        ([*GUIDE, "--image", "chelsea", "--strength", "0"], "strength must be a finite number above 0"),
+        ([*GUIDE, "--model", "no/such/folder"], "no/such/folder"),
         (["distil", "--prompt", "a/b", "-o", "x"], "must not be empty nor hold '/'"),
         (["distil", "--prompt", "a cat", "-o", "x", "--loss", "pds"], "pds needs a source, a prompt for the source"),
         (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from ex4lib import images
-from ex4lib.cli import batch, drawing, info, pictures
+from ex4lib.cli import batch, guide, info, pictures
 
 app = typer.Typer(
     help="Style as an optimisation target. Pictures are given by path, URL or the name of a shipped one "
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(pictures.stylize, pictures.invert, pictures.texture),
-    *(drawing.guide, info.info),
+    *(guide.guide, info.info),
 )
 
 
