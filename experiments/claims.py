@@ -63,7 +63,9 @@ def words_against(rows: Mapping[str, Mapping[str, Table]], painting: str) -> str
     ways = rows[painting]
     style, agreement = (difference(ways["painting"], ways["words"], k) for k in ("style", "agrees"))
     extra = difference(ways["both"], ways["painting"], "style")
-    near = verdict(style, "farther from the painting than", "nearer to the painting than", "about as near to it as")
+    near = verdict(
+        style, "farther from the painting than", "nearer to the painting than", "about as near to the painting as"
+    )
     often = verdict(agreement, "more often", "less often", "about as often")
     help_ = verdict(extra, "take it farther away", "bring it nearer still", "change little")
     return (
