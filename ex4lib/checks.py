@@ -111,7 +111,9 @@ def values(
         raise ValueError(f"{argument} must be a list of numbers, got {describe(value)}")
     if isinstance(value, numbers.Real) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
         value = [value]
-    found = [number(element, f"each of {argument}", low=low, high=high) for element in value]
+    value = list(value)
+    name = argument if len(value) == 1 else f"each of {argument}"
+    found = [number(element, name, low=low, high=high) for element in value]
     if not found or (count is not None and len(found) != count):
         raise ValueError(f"{argument} must be {count or 'one or more'} numbers, got {len(found)}")
     return found

@@ -133,7 +133,7 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
         ([*GUIDE, "--count", "0"], "count must be at least 1, got 0"),
         ([*GUIDE, "--seed", "99999999999999999999"], "seed must be at most"),
         ([*GUIDE, "--eta", "3"], "eta must be a finite number from 0 to 1, got 3.0"),
-        ([*GUIDE, "--style-scale", "1e400"], "style_scale must be finite"),
+        ([*GUIDE, "--style-scale", "1e400"], "style_scale must be a finite number"),
         ([*GUIDE, "--guidance-scale", "nan"], "guidance_scale must be a finite number"),
         ([*GUIDE, "--mask", "x.png"], "--mask needs --image"),
         ([*GUIDE, "--image", "chelsea", "--strength", "0"], "strength must be a finite number above 0"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ex4lib import checks, cli, colour, images, losses, metrics, models, optimisation, tiles, transfer
+from ex4lib.diffusion import guidance
 from tests.random_models import random_network
 
 PICTURE = torch.rand(1, 3, 40, 32, generator=torch.Generator().manual_seed(0))
@@ -67,6 +68,11 @@ CALLS = {
     ),
     "brightness": (lambda image: metrics.brightness(image), {"image": PICTURE}),
     "psnr": (lambda **k: metrics.psnr(**k), {"image": PICTURE, "reference": PICTURE}),
+    "Guidance": (
+        lambda **k: guidance.Guidance(**k),
+        {"scale": 0.1, "method": "noise", "unit": "noise", "window": (0, 1), "ramp": "constant", "inner": 1}
+        | {"clean_share": 0.5, "recurrence": 1, "recurrence_window": (0, 1)},
+    ),
     "VGG": (lambda image, layers: NETWORK(images.picture(image, "image"), layers), {"image": PICTURE, "layers": [1]}),
     "features": (lambda **k: models.features(**k), {"name": "vgg16-hed", "precision": "x", "where": "cpu"}),
 }

@@ -280,11 +280,11 @@ def test_presets_are_what_their_papers_code_does():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": -1.0}, "style_scale must be finite and at least 0, got -1.0"),
-        ({"scale": math.nan}, "style_scale must be finite"),
-        ({"method": "magic"}, "method must be one of noise, mean"),
-        ({"unit": "metre"}, "unit must be one of"),
-        ({"ramp": "steep"}, "ramp must be one of"),
+        ({"scale": -1.0}, "style_scale must be a finite number of at least 0, got -1.0"),
+        ({"scale": math.nan}, "style_scale must be a finite number"),
+        ({"method": "magic"}, "method must be noise, mean"),
+        ({"unit": "metre"}, "unit must be noise, raw or"),
+        ({"ramp": "steep"}, "ramp must be constant"),
         ({"window": (0.8, 0.2)}, "window must be fractions"),
         ({"recurrence": 0}, "recurrence must be at least 1, got 0"),
         ({"every": 0}, "every must be at least 1, got 0"),

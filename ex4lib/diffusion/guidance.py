@@ -28,12 +28,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
 
+from ex4lib import checks
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.process import Level
 
@@ -103,28 +104,25 @@ class Guidance:
 
     def __post_init__(self):
         for name, accepted in (("method", METHODS), ("unit", UNITS), ("ramp", RAMPS), ("clipping", CLIPPING)):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
+            checks.choice(getattr(self, name), name, accepted)
         if (self.method, self.unit) in MEANINGLESS:
             units = [unit for unit in UNITS if (self.method, unit) not in MEANINGLESS]
             raise ValueError(f"method {self.method!r} has the unit {' or '.join(units)}, got {self.unit!r}")
-        if not all(isinstance(scale, Real) and 0 <= scale < math.inf for scale in self.scales):
-            raise ValueError(f"style_scale must be finite and at least 0, got {self.scale}")
+        checks.values(self.scales, "style_scale", low=0)
         for name in ("window", "recurrence_window"):
-            start, stop = getattr(self, name)
-            if not 0 <= start <= stop <= 1:
-                raise ValueError(f"{name} must be fractions 0 <= start <= stop <= 1, got {(start, stop)}")
+            given, pair = getattr(self, name), checks.interval(getattr(self, name), name)
+            if any(type(number) not in (int, float) for number in given):  # the keys of stored runs tell 0 from 0.0
+                object.__setattr__(self, name, pair)
         for name in ("every", "inner", "recurrence", *(["size"] if self.size is not None else [])):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            object.__setattr__(self, name, checks.integer(getattr(self, name), name, low=1))
         if self.inner > 1 and self.method not in ("clean", "both"):
             raise ValueError(f"inner iterations belong to the methods clean and both, got method {self.method!r}")
-        if not 0 <= self.clean_share <= 1:
-            raise ValueError(f"clean_share must be between 0 and 1, got {self.clean_share}")
+        checks.fraction(self.clean_share, "clean_share")
 
     @property
     def scales(self) -> tuple[float, ...]:
-        return tuple(self.scale) if isinstance(self.scale, Sequence) else (self.scale,)
+        one = isinstance(self.scale, (Real, str)) or getattr(self.scale, "ndim", 1) == 0
+        return (self.scale,) if one or not isinstance(self.scale, Iterable) else tuple(self.scale)
 
     @property
     def is_on(self) -> bool:
