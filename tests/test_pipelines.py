@@ -306,7 +306,7 @@ def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypa
     pipe.scheduler = scheduler_of("DDIMScheduler")
     monkeypatch.setattr(type(pipe.unet), "forward", lambda *_, **__: pytest.fail("a step was made"))
     cases = [
-        ({"style_scale": -0.5}, "style_scale must be finite and at least 0, got -0.5"),
+        ({"style_scale": -0.5}, "style_scale must be a finite number of at least 0, got -0.5"),
         ({"style_image": None, "style_scale": 0.5}, "there is no style_image"),
         ({"style_image": torch.rand(1, 3, 4, 4), "style_layers": ("relu5_1",)}, "at least 16 x 16 pixels"),
         ({"style_loss": "gran"}, "style_loss must be gram"),
