@@ -106,7 +106,7 @@ def bare_passes(pipe, denoiser: Denoiser, objective, x: Tensor, *, through: bool
     t = scheduler.timesteps[0]
     a = float(scheduler.alphas_cumprod[t])
     statistic, network = Gram(), objective.objective.network
-    with frozen(denoiser):
+    with frozen(denoiser.unet, *denoiser.space.modules):
         leaf = x.clone().requires_grad_(through)
         with torch.set_grad_enabled(through):
             both = pipe.unet(torch.cat([leaf] * 2), t, torch.cat([denoiser.negative, denoiser.embeddings])).sample

@@ -20,6 +20,7 @@ _MODULES = {
     "optimisation": ("Result", "Step", "optimise"),
     "statistics": ("STATISTICS",),
     "diffusion.guidance": ("Guidance",),
+    "diffusion.steering": ("guided",),
     "diffusion.sampling": ("sample",),
     "diffusion.pipelines": (
         *("StyleGuidedDDPMPipeline", "StyleGuidedStableDiffusionPipeline", "StyleObjective"),

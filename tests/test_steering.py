@@ -235,3 +235,75 @@ def test_pipelines_that_are_not_known_are_refused(stable, style):
 
     with pytest.raises(ValueError, match=r"supports the pipelines of Stable Diffusion 1.x, .* Flux, .* got Other"):
         guided(Other(), style)
+
+
+@pytest.mark.parametrize(("method", "backward"), [("noise", 1), ("clean", 0)])
+def test_a_guided_step_makes_the_passes_that_it_needs_and_no_others(method, backward, stable, vgg, style, monkeypatch):
+    counts = dict.fromkeys(("network", "network back", "decoder", "decoder back", "features"), 0)
+
+    def watch(name):
+        def hook(module, arguments, output):
+            counts[name] += 1
+            found = output if torch.is_tensor(output) else output[0]
+            if found.requires_grad:
+                found.register_hook(lambda gradient: counts.__setitem__(f"{name} back", counts[f"{name} back"] + 1))
+
+        return hook
+
+    forward = type(vgg).forward
+
+    def counted(self, image, layers):
+        counts["features"] += image.requires_grad  # those of the painting are computed once, without a gradient
+        return forward(self, image, layers)
+
+    monkeypatch.setattr(type(vgg), "forward", counted)
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in (("network", stable.unet), ("decoder", stable.vae.decoder))
+    ]
+    try:
+        with guided(stable, style, features=vgg, guidance=Guidance(method=method)):
+            call(stable, output_type="latent")
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert counts == {
+        "network": STEPS,
+        "network back": backward * STEPS,
+        "decoder": STEPS,
+        "decoder back": STEPS,
+        "features": STEPS,
+    }
+
+
+@pytest.mark.parametrize(("options", "guided_steps"), [({"every": 2}, 2), ({"window": (0.5, 1.0)}, 2)])
+def test_steps_that_are_not_guided_cost_nothing(options, guided_steps, stable, vgg, style):
+    graphs = []
+    handle = stable.unet.register_forward_hook(lambda module, arguments, output: graphs.append(output[0].requires_grad))
+    try:
+        with guided(stable, style, features=vgg, guidance=Guidance(**options)) as trace:
+            call(stable)
+    finally:
+        handle.remove()
+    assert len(trace) == sum(graphs) == guided_steps and len(graphs) == STEPS
+
+
+def test_the_copy_of_the_decoder_is_made_once_and_only_of_the_decoder(vgg, style, tmp_path, monkeypatch):
+    from ex4lib.diffusion import denoisers
+
+    pipe = quiet(StableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path)), torch.bfloat16)
+    copied, original = [], denoisers.copy.deepcopy
+    monkeypatch.setattr(denoisers.copy, "deepcopy", lambda module: copied.append(module) or original(module))
+    call(pipe)
+    assert not copied
+    for _ in range(2):
+        with guided(pipe, style.float(), features=vgg.float()) as trace:
+            call(pipe)
+        assert len(trace) == STEPS and not any("note" in row for row in trace)
+    assert len(copied) == 1 and not hasattr(copied[0], "encoder") and pipe.vae.encoder is not None
+    with torch.no_grad():
+        next(pipe.vae.decoder.parameters()).mul_(1.1)  # other weights need another copy
+    with guided(pipe, style.float(), features=vgg):
+        call(pipe)
+    assert len(copied) == 2
+    vgg.double()
