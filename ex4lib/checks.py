@@ -160,7 +160,7 @@ def names(value: Any, argument: str) -> list[str | int]:
         value = value.split(",")
     elif isinstance(value, numbers.Integral):
         value = [value]
-    elif not isinstance(value, Iterable) or isinstance(value, (bytes, Tensor)):
+    elif not isinstance(value, Iterable) or isinstance(value, (bytes, Tensor)) or getattr(value, "ndim", 1) == 0:
         raise ValueError(f"{argument} must be one or more names, got {describe(value)}")
     found = []
     for name in value:

@@ -122,7 +122,7 @@ class Objective:
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         """Weighted loss ``(B,)`` of each term; terms of weight 0 are left out and cost nothing."""
         features = self.network(image, self.layers) if self.layers else {}
-        return {part.name: part.weight * part.loss(image, features) for part in self.parts if part.weight}
+        return {part.name: float(part.weight) * part.loss(image, features) for part in self.parts if part.weight}
 
     def reweighted(self, weights: dict[str, float]) -> Objective:
         """The same objective with other weights: by term name, or by kind (``style``, ``content``, ``tv``).
@@ -194,7 +194,7 @@ def style_terms(
     images = pictures(images, "style image")
     names = network.names(layers)
     weight = checks.number(weight, f"the weight of style/{names[0]}", low=0)
-    if not callable(statistic):
+    if not hasattr(statistic, "distance"):
         statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
     masks = [None] * len(images) if style_masks is None else list(style_masks)
     weights = [weight * share for share in checks.weights(layer_weights, len(names), "layer_weights")]

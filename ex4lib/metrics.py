@@ -225,7 +225,7 @@ def statistic_distances(
     """
     network = network.variant(pooling="max", padding="zeros")
     image, style = _pictures(image, style)
-    if not callable(statistic):
+    if not hasattr(statistic, "distance"):
         statistic = STATISTICS[checks.choice(statistic, "statistic", STATISTICS)]()
     own, other = (
         {layer: statistic(feature) for layer, feature in network(_judged(picture, network, image), layers).items()}

@@ -327,7 +327,7 @@ def _start(start: str | ImageSource) -> str | Tensor:
     try:
         return images.picture(start, "start")
     except FileNotFoundError as error:
-        raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {start!r}") from error
+        raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {checks.describe(start)}") from error
 
 
 def _fallback(start: str | ImageSource, init: Tensor) -> Tensor | None:
@@ -347,6 +347,8 @@ def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str
         scales = [size]
         while scales[0] >= 256 and min(_grid(content, scales[0] // 2)) >= least:
             scales.insert(0, scales[0] // 2)
+    if not isinstance(scales, (list, tuple, range)):
+        raise ValueError(f"scales must be a list of lengths in pixels, got {checks.describe(scales)}")
     scales = [checks.size(scale, "each of scales") for scale in scales]
     if not scales or scales != sorted(scales) or scales[-1] != size:
         raise ValueError(f"scales must rise to size {size}, got {scales}")
@@ -372,6 +374,8 @@ def _masks(
 ) -> list[Tensor | None] | None:
     if masks is None:
         return None
+    if not isinstance(masks, (list, tuple)):
+        raise ValueError(f"{argument} must be a list, one mask for each style, got {checks.describe(masks)}")
     if len(masks) != count:
         raise ValueError(f"{argument} must be one per style: {count} styles, {len(masks)} masks")
     return [mask if mask is None else images.mask(mask, argument).to(device) for mask in masks]
