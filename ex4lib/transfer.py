@@ -141,6 +141,8 @@ def stylize_steps(
     device = network.mean.device
     photograph = images.picture(content, "content").to(device)
     styles = [painting.to(device) for painting in images.pictures(style, "style")]
+    if any(len(painting) not in (1, len(photograph)) for painting in styles):
+        raise ValueError(f"each of style must be one picture, or {len(photograph)}, one for each photograph")
     stroke_scale = checks.number(stroke_scale, "stroke_scale", above=0)
     keep_colour, start = checks.choice(keep_colour, "keep_colour", COLOURS), _start(start)
     least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
