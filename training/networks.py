@@ -99,7 +99,7 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
 
 def mini_clip(words: CLIPTokenizer) -> CLIPModel:
     """The towers whose text half conditions mini-sd and mini-pixel; the picture half only teaches it."""
-    return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=4)
+    return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=3)
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:

@@ -1,155 +1,63 @@
-"""All embedded models in one go, on a machine with an accelerator and many cores: ten minutes.
+"""All embedded models in one go, in one process, on a machine with an accelerator and many cores.
 
-    python -m training.program --minutes 8 --output weights
+    python -m training.program --minutes 9 --output weights
 
-The artwork must be in the cache (`python -m training.mini pictures --chunk 1` fetches and draws it once); neither
-npm nor a network is needed then. A rehearsal of every stage on a handful of scenes, in a copy of this folder, comes
-first, so that a mistake shows in the first half minute; it also fills the cache of compiled kernels. The weights lie
-in `ex4lib/assets/models` at the end, and in `output` as one archive cut into parts of at most 14 MiB.
+The drawings must be in the cache (`training.artwork.Sprites.load` fetches and draws them once); npm and a network are
+not needed then. The weights lie in `ex4lib/assets/models` at the end, and in `output` as one archive cut into parts
+of at most 14 MiB (`cat models.tar.* | tar x`).
 """
 
-import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import threading
 import time
-from dataclasses import dataclass, field
+
+START = time.time()  # before the imports, which take long on some machines
+
+# ruff: noqa: E402
+import multiprocessing
+import os
+import tarfile
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from . import networks
+from .export import export
+from .mini import SCENES, Budget, checkpoint_path, train
+from .pictures import CHUNK, draw_chunk
+from .recipe import MODELS
+from .styled import caption_tokens
+
 PART = 14 * 2**20  # bytes
-ROOT = Path(__file__).resolve().parents[1]
-FIRST, SECOND = ("vae", "mini-clip", "mini-judge"), ("mini-sd", "mini-pixel", "mini-ddpm")
+#: How much of the time each model gets, in the order of training: most of it goes where more gains most.
+SHARES = {"vae": 0.2, "mini-clip": 0.07, "mini-judge": 0.15, "mini-ddpm": 0.08, "mini-sd": 0.38, "mini-pixel": 0.12}
 
 
-@dataclass
-class Stages:
-    """Commands of `training.mini` in one folder, run side by side; one that fails ends the program.
-
-    Arguments:
-        root: the checkout they run in.
-        cache: their `EX4_CACHE`.
-        logs: a folder for what each of them prints.
-    """
-
-    root: Path
-    cache: Path
-    logs: Path
-    running: dict[str, subprocess.Popen] = field(default_factory=dict)
-
-    def start(self, name: str, *arguments: str) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "EX4_CACHE": str(self.cache),
-            "PYTHONPATH": os.pathsep.join([str(self.root), os.environ.get("PYTHONPATH", "")]),
-            "TORCHDYNAMO_SUPPRESS_ERRORS": "1",  # a part that does not compile runs as it is
-        }
-        command = [sys.executable, "-m", "training.mini", name, *arguments]
-        with (self.logs / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def finish(self, *names: str, needed: bool = True, beside: "Rehearsal | None" = None) -> None:
-        """Wait for some commands (all by default), as long as what runs `beside` them has not failed.
-
-        Raises:
-            RuntimeError: a needed one failed; the end of its log is the message.
-        """
-        for name in names or tuple(self.running):
-            while (code := self.running[name].poll()) is None:
-                time.sleep(0.3)
-                if beside is not None and beside.error is not None:
-                    self.stop()
-                    raise beside.error
-            del self.running[name]
-            if code:
-                log = (self.logs / f"{name}.log").read_text(errors="replace")[-3000:]
-                message = f"{name} failed with exit code {code}:\n{log}"
-                if needed:
-                    self.stop()
-                    raise RuntimeError(message)
-                print(message, flush=True)
-
-    def stop(self) -> None:
-        for process in self.running.values():
-            process.kill()
-        self.running.clear()
+def say(what: str, start: float) -> None:
+    """Print what has happened after how many seconds."""
+    print(f"{time.time() - start:6.1f} s  {what}", flush=True)
 
 
-class Rehearsal(threading.Thread):
-    """Every stage on 32 scenes of a stream and two steps; then kernels are compiled for the later stages.
-
-    Arguments:
-        options: of the trainings that the kernels are compiled for; none are compiled without.
-        start: Unix time of the program's start, for what is printed.
-    """
-
-    def __init__(self, stages: Stages, options: list[str], start: float):
-        super().__init__(daemon=True)
-        self.stages, self.options, self.began = stages, options, start
-        self.error: RuntimeError | None = None
-
-    def run(self) -> None:
-        try:
-            for wave in (("pictures",), FIRST, ("export",), ("variants",), SECOND, ("export",)):
-                for name in wave:
-                    small = ["--chunk", "32", "--chunks", "1", "--workers", "1"] if name == "pictures" else []
-                    self.stages.start(name, *(small or ["--steps", "2", "--resume"]))
-                self.stages.finish()
-            say("the rehearsal is done", self.began)
-            for name in SECOND if self.options else ():
-                self.stages.start(name, "--steps", "3", *self.options)
-            self.stages.finish(needed=False)
-            say("the kernels are compiled", self.began)
-        except RuntimeError as error:
-            self.error = error
+def draw(job: tuple[str, int, int]) -> None:
+    """One chunk of scenes and the tokens of their captions."""
+    stream, chunk, count = job
+    torch.set_num_threads(1)
+    caption_tokens(draw_chunk(stream, networks.SIZES["vae"], chunk, count))
 
 
-def run(stages: Stages, beside: Rehearsal, start: float, end: float, options: list[str]) -> None:
-    """Scenes, the first models, the scenes in styles, the last models.
-
-    The shares of time follow from how much each model gains by more: most of it goes to the autoencoder and to
-    mini-sd, beside which the others run for a part of the time.
-    """
-    stages.finish("pictures", beside=beside)
-    say("the scenes are drawn", start)
-    middle, now = start + 0.36 * (end - start), time.time()
-    shares = {"vae": 1.0, "mini-clip": 0.45, "mini-judge": 0.75}
-    train(stages, now, middle, shares, ["--resume", *options])
-    stages.finish(beside=beside)
-    say("the first models are trained", start)
-    stages.start("export")
-    stages.finish(beside=beside)
-    stages.start("variants")
-    stages.finish(beside=beside)
-    say("the scenes are encoded", start)
-    train(stages, time.time(), end - 25, {"mini-sd": 1.0, "mini-pixel": 0.5, "mini-ddpm": 0.3}, options)
-    stages.finish(needed=False)
-    say("the last models are trained", start)
-    stages.start("export")
-    stages.finish()
+def draw_all(workers: int, chunk: int, chunks: int) -> None:
+    """All scenes, in processes that are forked, since starting a new one costs more than drawing a chunk."""
+    jobs = [(stream, k, chunk) for stream, most in SCENES.items() for k in range(min(most, chunks))]
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        pool.map(draw, jobs, chunksize=1)
 
 
-def train(stages: Stages, start: float, end: float, shares: dict[str, float], options: list[str]) -> None:
-    """Start trainings that stop after a share of the time from `start` to `end`."""
-    for name, share in shares.items():
-        until = start + share * (end - start)
-        fresh = [o for o in options if o != "--resume" or name == "vae"]  # the others have other shapes or words
-        stages.start(name, "--until", str(until), "--minutes", "1000", "--fade", *fresh)
-
-
-def pack(models: Path, output: Path) -> list[Path]:
-    """The embedded models as one archive in parts; `cat models.tar.* | tar x` restores it."""
+def pack(output: Path) -> list[Path]:
+    """The embedded models as one archive in parts."""
     output.mkdir(parents=True, exist_ok=True)
     archive = output / "models.tar"
     with tarfile.open(archive, "w") as file:
-        for folder in sorted(models.glob("mini-*")):
+        for folder in sorted(MODELS.glob("mini-*")):
             file.add(folder, folder.name)
     content = archive.read_bytes()
     archive.unlink()
@@ -160,49 +68,30 @@ def pack(models: Path, output: Path) -> list[Path]:
     return parts
 
 
-def say(what: str, start: float) -> None:
-    print(f"{time.time() - start:6.1f} s  {what}", flush=True)
-
-
 def main(
-    output: Annotated[Path, typer.Option(help="folder for the parts of the archive and the logs")],
-    minutes: Annotated[float, typer.Option(help="of wall-clock time for all of it")] = 8,
+    output: Annotated[Path, typer.Option(help="folder for the parts of the archive")],
+    minutes: Annotated[float, typer.Option(help="of wall-clock time for all of it")] = 9,
     workers: Annotated[int, typer.Option(help="processes that draw scenes")] = os.cpu_count() or 2,
-    only_rehearse: Annotated[bool, typer.Option(help="stop after the rehearsal")] = False,
+    only: Annotated[str, typer.Option(help="names of the models to train, with commas between them")] = "",
+    resume: Annotated[bool, typer.Option(help="begin with the weights that lie in the package")] = False,
+    chunk: Annotated[int, typer.Option(help="scenes in a chunk")] = CHUNK,
+    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most")] = 100,
 ) -> None:
-    """Train all embedded models."""
-    start = time.time()
-    end = start + 60 * minutes
-    cache = Path(os.environ.get("EX4_CACHE", Path.home() / ".cache" / "ex4lib"))
-    print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", flush=True)
-    copy = Path(os.environ.get("TMPDIR", "/tmp")) / "ex4lib-rehearsal"
-    shutil.rmtree(copy, ignore_errors=True)
-    for part in ("ex4lib", "training", "experiments"):
-        shutil.copytree(ROOT / part, copy / "checkout" / part)
-    shutil.copytree(
-        cache, copy / "cache", ignore=shutil.ignore_patterns("checkpoints", "latents", "*.npy", "*.npz.part")
-    )
-    drawing = Stages(ROOT, cache, output / "logs")
-    if not only_rehearse:
-        drawing.start("pictures", "--workers", str(max(1, workers - 2)))
-    options = ["--large", "--compile"] if torch.cuda.is_available() else []
-    rehearsal = Rehearsal(Stages(copy / "checkout", copy / "cache", output / "logs" / "rehearsal"), options, start)
-    rehearsal.start()
-    try:
-        if only_rehearse:
-            rehearsal.join()
-            if rehearsal.error:
-                raise rehearsal.error
-        else:
-            run(drawing, rehearsal, start, end, options)
-    except RuntimeError as error:
-        drawing.stop()
-        print(error, flush=True)
-        raise typer.Exit(1) from None
-    finally:
-        rehearsal.stages.stop()
-    models = (copy / "checkout" if only_rehearse else ROOT) / "ex4lib" / "assets" / "models"
-    for part in pack(models, output):
+    """Train all embedded models, or some of them."""
+    start = START
+    say("imported", start)
+    draw_all(workers, chunk, chunks)
+    say("the scenes are drawn", start)
+    shares = {name: share for name, share in SHARES.items() if not only or name in only.split(",")}
+    end = start + 60 * minutes - 12 * len(shares)  # an export takes some seconds
+    large = torch.cuda.is_available()
+    for number, name in enumerate(shares):
+        rest = sum(list(shares.values())[number:])
+        until = time.time() + (end - time.time()) * shares[name] / rest
+        train(name, Budget(1000, until=until), resume=resume, fade=True, large=large)
+        export(name, torch.load(checkpoint_path(name), map_location="cpu", weights_only=True)["averaged"])
+        say(f"{name} is trained", start)
+    for part in pack(output):
         print(part, part.stat().st_size)
     say("packed", start)
 

@@ -24,7 +24,7 @@ from .styled import StyledScenes
 from .texture import texture_error, texture_network
 
 PLAIN_SHARE = 0.3  # of the autoencoder's pictures that are left as drawn
-VARIANTS = 3  # styles in which every scene is encoded
+VARIANTS = 2  # how often every scene is encoded: as drawn, and in a style
 
 
 @dataclass
@@ -88,16 +88,22 @@ class Variant:
 
 @torch.inference_mode()
 def styled_variant(vae: AutoencoderKL, scenes: StyledScenes, number: int) -> Variant:
-    """Variant `number` of all scenes, from the cache (by the weights of the autoencoder) or else made and kept."""
+    """Variant `number` of all scenes: 0 as drawn, the others in styles.
+
+    It comes from the cache, where it lies by the weights of the autoencoder, or else is made and kept.
+    """
     folder = cache_dir() / "latents" / f"{weights_sha256(vae)[:8]}-{len(scenes)}-{number}"
     names = [field.name for field in dataclasses.fields(Variant)]
     if not all((folder / f"{name}.npy").exists() for name in names):
         fast, device = networks.native_bf16(vae.device), scenes.device
-        parts = {name: [] for name in names}
-        for part, chosen in enumerate(torch.arange(len(scenes), device=device).split(256)):
+        parts, part_size = {name: [] for name in names}, 1024 if device.type == "cuda" else 128
+        for part, chosen in enumerate(torch.arange(len(scenes), device=device).split(part_size)):
             random = torch.Generator(device).manual_seed(1000 * part + number)
             rng = np.random.default_rng((number, part))
-            pictures, looks = scenes.painted(scenes.plain(chosen, random), rng, random)
+            pictures = scenes.plain(chosen, random)
+            looks = torch.zeros_like(chosen)
+            if number:
+                pictures, looks = scenes.painted(pictures, rng, random)
             with torch.autocast(device.type, torch.bfloat16, enabled=fast):
                 parts["latents"].append(vae.encode(pictures * 2 - 1).latent_dist.mean.half().cpu())
             small = F.interpolate(pictures, (networks.SIZES["mini-pixel"],) * 2, mode="area")
@@ -165,8 +171,8 @@ class Diffusion(Recipe):
         said = ()
         if self.text:
             with torch.no_grad():
-                said = (self.encoder(batch["tokens"])[0],)
-        predicted = net(batch["x"], batch["t"], *said, return_dict=False)[0]
+                said = (self.encoder(batch["tokens"])[0].to(net.dtype),)
+        predicted = net(batch["x"].to(net.dtype), batch["t"], *said, return_dict=False)[0]
         error = (predicted.float() - batch["noise"]).square().mean((1, 2, 3))
         return (batch["weight"] * error).mean()
 
