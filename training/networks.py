@@ -18,7 +18,7 @@ from .words import all_phrases
 
 TOKENS = 32  # max_position_embeddings: the longest caption has some 25 tokens
 LATENTS = 4
-SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 72, "mini-sd": 32, "mini-pixel": 64, "mini-ddpm": 64}
+SIZES = {"vae": 128, "mini-clip": 64, "mini-judge": 60, "mini-sd": 32, "mini-pixel": 64, "mini-ddpm": 64}
 
 
 def vocabulary() -> list[str]:
@@ -104,7 +104,7 @@ def mini_clip(words: CLIPTokenizer) -> CLIPModel:
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
     """The judge: other patches, widths and depths than `mini_clip`, and trained on other scenes."""
-    return _clip(words, image_size=SIZES["mini-judge"], patch=8, width=160, layers=5, text=128, text_layers=3)
+    return _clip(words, image_size=SIZES["mini-judge"], patch=12, width=160, layers=5, text=128, text_layers=3)
 
 
 def vae() -> AutoencoderKL:
