@@ -22,7 +22,7 @@ from common import machine, peak_mib, table
 
 from ex4lib import images
 from ex4lib.diffusion import pipelines
-from ex4lib.diffusion.distillation import ASSIGNMENT, distil_prompt
+from experiments.assignment import ASSIGNMENT, distil_prompt
 
 PROMPT, SOURCE_PROMPT, SOURCE = "a cat sitting on a table", "a dog sitting on a table", "chelsea"
 

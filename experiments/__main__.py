@@ -32,7 +32,7 @@ def distil(
     Example: python -m experiments distil --prompt "A car on the road" --loss sds -o sds
     """
     from ex4lib.diffusion import pipelines
-    from ex4lib.diffusion.distillation import check_request, distil_prompt
+    from experiments.assignment import check_request, distil_prompt
 
     target = output / grading.file_name(edit_prompt or prompt)
     check_output(target)

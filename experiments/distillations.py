@@ -17,20 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ex4lib import images, metrics, models
-from ex4lib.diffusion.distillation import (
-    ASSIGNMENT,
-    RULES,
-    Canvas,
-    Step,
-    distil,
-    distil_prompt,
-    split_options,
-)
+from ex4lib.diffusion.distillation import Canvas, Step, distil
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
 from experiments import grading
+from experiments.assignment import ASSIGNMENT, RULES, distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.store import Run, stored
 

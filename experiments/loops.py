@@ -23,7 +23,7 @@ from ex4lib.diffusion.denoisers import Denoiser
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.illusions import FLIP, IDENTITY, INNER_CIRCLE, NEGATION, ROTATION, Anagram, Hybrid, patches
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
-from ex4lib.diffusion.pixel import PixelModel, Upsampler
+from ex4lib.diffusion.pixel import PixelModel
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import Step, finish, sample
 from ex4lib.features import VGG
@@ -32,6 +32,7 @@ from experiments import store
 from experiments.drawings import stack
 from experiments.loop_scores import fidelity
 from experiments.store import Run, stored
+from experiments.upsampling import Upsampler
 
 Model = PixelModel | StyleGuidedStableDiffusionPipeline
 

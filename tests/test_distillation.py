@@ -10,11 +10,12 @@ from diffusers import UNet2DConditionModel
 
 from ex4lib.diffusion import distillation
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
-from ex4lib.diffusion.distillation import Canvas, distil, distil_prompt, split_options
+from ex4lib.diffusion.distillation import Canvas, distil
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean
 from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, Adapter, literal_coefficient, tweedie_coefficients
 from ex4lib.optimisation import PATIENCE
+from experiments.assignment import distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork
 from tests.random_models import save_stable_diffusion
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ex4lib import images, metrics
-from ex4lib.diffusion.distillation import ASSIGNMENT, Canvas, distil_prompt
+from ex4lib.diffusion.distillation import Canvas
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.scores import literal_coefficient, tweedie_coefficients
 from ex4lib.judge import Judge
 from experiments import distillations
+from experiments.assignment import ASSIGNMENT, distil_prompt
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.distillations import EDITS, LACKING, PROMPTS, Edit
 from tests.random_models import random_network, save_judge, save_stable_diffusion

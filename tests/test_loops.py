@@ -8,11 +8,12 @@ from ex4lib import metrics
 from ex4lib.diffusion import editing, illusions
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
-from ex4lib.diffusion.pixel import pixel_model, upsampler
+from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
 from experiments import loops
 from experiments.drawings import stack
+from experiments.upsampling import upsampler
 from tests.random_models import random_network, save_deepfloyd, save_pixel, save_stable_diffusion, save_upsampler
 
 STEPS = (900, 600, 300, 0)

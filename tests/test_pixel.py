@@ -8,9 +8,10 @@ import torch
 
 from ex4lib import images, models
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.pixel import pixel_model, upsampler
+from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.diffusion.sampling import finish, sample
+from experiments.upsampling import upsampler
 from tests.random_models import save_deepfloyd, save_pixel, save_upsampler
 
 

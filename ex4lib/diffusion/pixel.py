@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiffusionPipeline, IFPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ex4lib import checks, images, models
+from ex4lib import checks, models
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
-from ex4lib.images import ImageSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,63 +74,6 @@ def paired_prompts(prompt: str | list[str], negative_prompt: str | list[str]) ->
     return prompts, negative * (len(prompts) if len(negative) == 1 else 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Upsampler:
-    """DeepFloyd IF's second stage: enlarges pictures of the first stage four times, guided by their prompt."""
-
-    pipe: IFSuperResolutionPipeline
-    encode: Callable[[list[str]], Tensor]
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """SHA-256 over the weights of the U-Net; computed once."""
-        return models.weights_sha256(self.pipe.unet)
-
-    def __call__(
-        self,
-        image: ImageSource,
-        prompt: str | list[str],
-        *,
-        steps: int = 50,
-        guidance_scale: float = 4.0,
-        noise_level: int = 250,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in [0, 1] of the stage's own size, which is 256 for IF-II.
-
-        Arguments:
-            image: ``(B, 3, h, w)`` in [0, 1]; enlarged, then noised to timestep ``noise_level``.
-            prompt: one for all pictures, or one for each.
-            guidance_scale: classifier-free guidance; 4 and ``noise_level`` 250 are diffusers' defaults.
-
-        Source: Ho et al., "Cascaded Diffusion Models for High Fidelity Image Generation" (2022).
-
-        Raises:
-            ValueError: not a picture, a number of prompts that differs from the pictures, or a number out of range.
-        """
-        image, prompts = images.picture(image, "image").to(self.pipe.device), checks.prompts(prompt)
-        prompts = prompts * (len(image) if len(prompts) == 1 else 1)
-        if len(prompts) != len(image):
-            raise ValueError(f"prompt must be one or one per picture, got {len(prompts)} for {len(image)} pictures")
-        steps = checks.integer(steps, "steps", low=1, high=self.pipe.scheduler.config.num_train_timesteps)
-        guidance_scale = checks.number(guidance_scale, "guidance_scale")
-        last = self.pipe.image_noising_scheduler.config.num_train_timesteps - 1
-        noise_level = checks.integer(noise_level, "noise_level", low=0, high=last)
-        with torch.no_grad():
-            embeddings, negative = self.encode(prompts), self.encode([""] * len(prompts))
-        drawn = self.pipe(
-            image=2 * image - 1,  # the pipeline takes and gives tensors in [-1, 1]
-            prompt_embeds=embeddings,
-            negative_prompt_embeds=negative,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            noise_level=noise_level,
-            generator=generator,
-            output_type="pt",
-        ).images
-        return (drawn.float() / 2 + 0.5).clamp(0, 1)
-
-
 def pixel_model(name: str | None = None) -> PixelModel:
     """The profile's text to image model in pixels, or another by hub id or folder.
 
@@ -146,27 +87,6 @@ def pixel_model(name: str | None = None) -> PixelModel:
     if (Path(source) / "unet").is_dir() and not (Path(source) / "model_index.json").is_file():
         return _embedded(Path(source), device)
     return _deepfloyd(source, device)
-
-
-def upsampler(model: PixelModel, name: str | None = None) -> Upsampler | None:
-    """The second stage of the profile's model, or another ``IFSuperResolutionPipeline`` by hub id or folder.
-
-    None for the mini profile, which has none. The first stage, ``model``, encodes the prompts.
-
-    Raises:
-        FileNotFoundError: as for `pixel_model`.
-    """
-    if name is None and models.SOURCES[models.profile()]["pixel-upsampler"] is None:
-        return None
-    pipe = _loaded(
-        IFSuperResolutionPipeline,
-        models.source("pixel-upsampler", name),
-        model.device,
-        without=("tokenizer", "text_encoder"),
-    )
-    pipe.unet.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    return Upsampler(pipe, model.encode)
 
 
 def _embedded(folder: Path, device: torch.device) -> PixelModel:
@@ -183,7 +103,7 @@ def _embedded(folder: Path, device: torch.device) -> PixelModel:
 
 
 def _deepfloyd(source: str, device: torch.device) -> PixelModel:
-    pipe = _loaded(IFPipeline, source, device)
+    pipe = deepfloyd_stage(IFPipeline, source, device)
 
     def encode(prompts: list[str]) -> Tensor:
         return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)[0]
@@ -191,18 +111,18 @@ def _deepfloyd(source: str, device: torch.device) -> PixelModel:
     return PixelModel(pipe.unet.eval().requires_grad_(False), pipe.scheduler, pipe.text_encoder, encode)
 
 
-def _loaded(pipeline: type, source: str, device: torch.device, without: Sequence[str] = ()):
-    """A stage of DeepFloyd IF, in float16 on CUDA, without safety checker and watermark."""
+def deepfloyd_stage(
+    pipeline: type[DiffusionPipeline], source: str, device: torch.device, without: Sequence[str] = ()
+) -> DiffusionPipeline:
+    """A stage of DeepFloyd IF, in float16 on CUDA, without safety checker, watermark and the parts ``without``.
+
+    Raises:
+        FileNotFoundError: the stage could not be loaded; the message says how to get access.
+    """
     options = {"variant": "fp16", "torch_dtype": torch.float16} if device.type == "cuda" else {}
     options |= dict.fromkeys(("safety_checker", "feature_extractor", "watermarker", *without))
-    with _access(source):
-        return pipeline.from_pretrained(source, requires_safety_checker=False, **options).to(device)
-
-
-@contextlib.contextmanager
-def _access(source: str) -> Iterator[None]:
     try:
-        yield
+        return pipeline.from_pretrained(source, requires_safety_checker=False, **options).to(device)
     except OSError as error:
         raise FileNotFoundError(
             f"{source} could not be loaded ({type(error).__name__}): DeepFloyd IF is gated; accept its licence at "
