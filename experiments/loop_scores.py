@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ex4lib import images, metrics, models
 from ex4lib.features import VGG
+from ex4lib.images import ImageSource
 from ex4lib.judge import Judge
 from experiments.drawings import CAPTIONS
 
@@ -62,3 +63,18 @@ def held_out_scenes(size: int) -> Tensor:
     sheet = images.load(Path(models.EMBEDDED) / "mini-sd" / "reconstructions.jpg")
     tiles = [sheet[..., 2 + 130 * i : 130 + 130 * i, 2 + 130 * j : 130 + 130 * j] for i in (0, 2) for j in range(8)]
     return images.resize(torch.cat(tiles), size)
+
+
+def seam_ratio(image: Tensor, mask: ImageSource) -> float:
+    """Mean absolute difference of neighbouring pixels across the mask's border, relative to that inside the mask.
+
+    1 is a border as smooth as what was drawn; a visible seam is above 1. Not a number for a mask without a border.
+    """
+    mask, across, within = (images.mask(mask, "mask").to(image.device) > 0.5).float(), [], []
+    for dim in (-1, -2):
+        gradient = image.diff(dim=dim).abs().mean(1, keepdim=True)
+        edge = mask.diff(dim=dim).abs() > 0
+        inside = torch.minimum(*(mask.narrow(dim, offset, mask.shape[dim] - 1) for offset in (0, 1))) > 0
+        across.append(gradient[edge.expand_as(gradient)])
+        within.append(gradient[inside.expand_as(gradient)])
+    return (torch.cat(across).mean() / torch.cat(within).mean()).item()

@@ -30,7 +30,7 @@ from ex4lib.features import VGG
 from ex4lib.models import pipeline_sha256
 from experiments import store
 from experiments.drawings import stack
-from experiments.loop_scores import fidelity
+from experiments.loop_scores import fidelity, seam_ratio
 from experiments.store import Run, stored
 from experiments.upsampling import Upsampler
 
@@ -108,7 +108,7 @@ def looped(
         repeats: see `sampling.sample`; RePaint's resampling.
         style, style_loss, guidance, features: a painting that steers, as in `drawings.drawn`.
 
-    Values: ``size`` of the pictures in pixels. With a mask also, by seed, the `editing.seam_ratio` as ``seams`` (None
+    Values: ``size`` of the pictures in pixels. With a mask also, by seed, the `seam_ratio` as ``seams`` (None
     where the mask has no border) and the greatest difference of a known pixel from the picture as ``known_error``.
 
     Raises:
@@ -145,7 +145,7 @@ def looped(
         values = {"size": _size(model)}
         if mask is not None:
             known = 1 - mask.cpu()
-            values["seams"] = [editing.seam_ratio(each, mask.cpu()) for each in found.values()]
+            values["seams"] = [seam_ratio(each, mask.cpu()) for each in found.values()]
             values["known_error"] = [(known * (each - picture.cpu())).abs().max().item() for each in found.values()]
         return Run(values, {seed: enlarged(each) for seed, each in found.items()})
 

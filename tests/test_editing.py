@@ -15,6 +15,7 @@ from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean, posterior_variance, strided_timesteps
 from ex4lib.diffusion.sampling import begin, finish, sample
+from experiments.loop_scores import seam_ratio
 from tests.random_models import save_stable_diffusion
 
 
@@ -167,7 +168,7 @@ def test_every_form_of_a_mask_is_the_same_mask(denoiser, picture):
         finish(editing.inpaint(denoiser, ddpm(), image, form, steps=2, generator=seeded()))[0].sample for form in forms
     ]
     assert all(torch.equal(sample, drawn[0]) for sample in drawn)
-    assert editing.seam_ratio(image, mask) == editing.seam_ratio(image, byte) == editing.seam_ratio(image, mask.bool())
+    assert seam_ratio(image, mask) == seam_ratio(image, byte) == seam_ratio(image, mask.bool())
 
 
 def test_latents_know_their_sizes_and_keep_known_pixels(tmp_path, picture):
@@ -259,8 +260,8 @@ def test_seam_ratio_sees_a_seam():
     image = 0.1 * torch.rand(1, 3, 32, 32, generator=generator)
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 8:24, 8:24] = 1
-    assert editing.seam_ratio(image, mask) == pytest.approx(1, abs=0.15)
-    assert editing.seam_ratio(image + 0.5 * mask, mask) > 5
+    assert seam_ratio(image, mask) == pytest.approx(1, abs=0.15)
+    assert seam_ratio(image + 0.5 * mask, mask) > 5
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
 from experiments import loops
 from experiments.drawings import stack
+from experiments.loop_scores import seam_ratio
 from experiments.upsampling import upsampler
 from tests.random_models import random_network, save_deepfloyd, save_pixel, save_stable_diffusion, save_upsampler
 
@@ -118,7 +119,7 @@ def test_edits_are_the_editing_loops(model, image, mask):
     run = loops.looped(model, told, [1], mask=mask, repeats=3, **call)
     torch.testing.assert_close(pictures(run), step.sample_image, atol=LEVELS, rtol=0)
     assert run.values["known_error"] == [0]
-    assert run.values["seams"] == [pytest.approx(editing.seam_ratio(step.sample_image, mask), rel=1e-4)]
+    assert run.values["seams"] == [pytest.approx(seam_ratio(step.sample_image, mask), rel=1e-4)]
 
 
 def test_a_mask_of_ones_has_no_seam_and_regenerates(model, image):

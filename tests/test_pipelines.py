@@ -358,5 +358,5 @@ def test_several_negative_prompts(pipe):
     single = pipe.denoiser("a dog", negative_prompt="")
     torch.testing.assert_close(both.negative[1:], single.negative)
     assert not torch.allclose(both.negative[0], both.negative[1])
-    with pytest.raises(ValueError, match="one for all prompts or one each, got 3"):
+    with pytest.raises(ValueError, match="negative_prompt must be one or one per prompt, got 3 for 2"):
         pipe.denoiser(["a cat", "a dog"], negative_prompt=["a", "b", "c"])

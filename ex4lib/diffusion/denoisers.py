@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ex4lib import checks
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -188,6 +190,18 @@ class Denoiser:
 def _split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """Prediction, and variance where the network has twice the channels."""
     return (output[:, :channels], output[:, channels:]) if output.shape[1] == 2 * channels else (output, None)
+
+
+def paired_prompts(prompt: str | list[str], negative_prompt: str | list[str]) -> tuple[list[str], list[str]]:
+    """Prompts and as many negative prompts; a single negative prompt serves all.
+
+    Raises:
+        ValueError: not texts, or numbers that differ.
+    """
+    prompts, negative = checks.prompts(prompt, "prompt"), checks.prompts(negative_prompt, "negative_prompt")
+    if len(negative) not in (1, len(prompts)):
+        raise ValueError(f"negative_prompt must be one or one per prompt, got {len(negative)} for {len(prompts)}")
+    return prompts, negative * (len(prompts) if len(negative) == 1 else 1)
 
 
 #: Weights that take no gradients now, and for how many.

@@ -7,6 +7,7 @@ in x0, and `distil` applies the chain rule through g.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -71,19 +72,6 @@ class Step:
         return self._gradient.square().mean().sqrt().item()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """The checked arguments of `distil`; ``timesteps`` is the range that t is drawn from."""
-
-    steps: int
-    learning_rate: float
-    warm_up: int
-    timesteps: range
-    objective: Callable[[Tensor], Tensor] | None
-    objective_weight: float
-    generator: torch.Generator | None
-
-
 def distil(
     rule: Rule,
     canvas: nn.Module,
@@ -126,33 +114,30 @@ def distil(
     if drawn != range(low, high + 1):
         limits = f"timesteps {drawn.start} to {drawn.stop - 1}, at which {type(rule).__name__} is finite"
         warnings.warn(f"t_range {t_range} is limited to {limits}", RuntimeWarning, stacklevel=2)
-    plan = _Plan(
-        checks.integer(steps, "steps", low=1),
-        checks.number(learning_rate, "learning_rate", low=0),
-        checks.integer(warm_up, "warm_up", low=0),
-        drawn,
-        objective,
-        checks.number(objective_weight, "objective_weight"),
-        generator,
-    )
-    return _updates(rule, canvas, space, plan)
+    steps, warm_up = checks.integer(steps, "steps", low=1), checks.integer(warm_up, "warm_up", low=0)
+    rate = checks.number(learning_rate, "learning_rate", low=0)
+    weight = checks.number(objective_weight, "objective_weight")
+    gradients = functools.partial(_gradients, rule, space, drawn, objective, weight, generator)
+    return _updates(canvas, space.render, gradients, steps, rate, warm_up)
 
 
-def _updates(rule: Rule, canvas: nn.Module, space, plan: _Plan) -> Iterator[Step]:
+def _updates(
+    canvas: nn.Module, render: Callable[[Tensor], Tensor], found: Callable, steps: int, rate: float, warm_up: int
+) -> Iterator[Step]:
     parameters = list(canvas.parameters())
-    optimiser = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimiser, plan.warm_up, int(1.5 * plan.steps))
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimiser, warm_up, int(1.5 * steps))
     pending, failures, successes = [], 0, 0  # pending: results of updates that are still on the device
     with torch.enable_grad():
         clean = canvas()
-    for index in range(plan.steps):
-        t, gradient, loss, gradients = _gradients(rule, parameters, clean, space, plan)
+    for index in range(steps):
+        t, gradient, loss, gradients = found(parameters, clean)
         pending.append(descend(optimiser, parameters, gradients))
         schedule.step()
         with torch.enable_grad():
             clean = canvas()
         note = ""
-        if is_due(clean.device, index, plan.steps):
+        if is_due(clean.device, index, steps):
             results, pending = torch.stack(pending).tolist(), []
             successes += sum(results)
             if not successes:
@@ -162,21 +147,20 @@ def _updates(rule: Rule, canvas: nn.Module, space, plan: _Plan) -> Iterator[Step
                 schedule.base_lrs = [rate / 2**lost for rate in schedule.base_lrs]
                 note = f"update {index + 1}: {lost} of {len(results)} not finite and taken back, learning rate halved"
                 warnings.warn(note, RuntimeWarning, stacklevel=2)
-        yield Step(index, plan.steps, t, loss, clean.detach().clone(), note, gradient, space.render)
+        yield Step(index, steps, t, loss, clean.detach().clone(), note, gradient, render)
         if failures >= PATIENCE:
             return
 
 
-def _gradients(rule: Rule, parameters: list[Tensor], clean: Tensor, space, plan: _Plan) -> tuple:
+def _gradients(rule, space, drawn: range, objective, weight: float, generator, parameters, clean) -> tuple:
     """The timestep, the rule's gradient in x0, the objective's losses or None, and the gradients of the parameters."""
-    device = plan.generator.device if plan.generator is not None else "cpu"
-    first, stop = plan.timesteps.start, plan.timesteps.stop
-    t = int(torch.randint(first, stop, (), generator=plan.generator, device=device))
-    gradient, value = rule.gradient(clean.detach(), t, plan.generator), None
+    device = generator.device if generator is not None else "cpu"
+    t = int(torch.randint(drawn.start, drawn.stop, (), generator=generator, device=device))
+    gradient, value = rule.gradient(clean.detach(), t, generator), None
     with torch.enable_grad():
         loss = 0.5 * (clean - (clean - gradient).detach()).square().sum()
-        if plan.objective is not None:
-            value = plan.objective(space.decode(clean))
-            loss = loss + plan.objective_weight * value.sum()
+        if objective is not None:
+            value = objective(space.decode(clean))
+            loss = loss + weight * value.sum()
         gradients = torch.autograd.grad(loss, parameters)
     return t, gradient, None if value is None else value.detach(), gradients

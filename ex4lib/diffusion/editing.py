@@ -142,18 +142,3 @@ def _encoded(denoiser: Denoiser, image: ImageSource) -> tuple[Tensor, Tensor]:
     if any(side % multiple for side in image.shape[-2:]):
         raise ValueError(f"image must have sides that are multiples of {multiple}, got {tuple(image.shape[-2:])}")
     return image, denoiser.space.encode(image)
-
-
-def seam_ratio(image: Tensor, mask: ImageSource) -> float:
-    """Mean absolute difference of neighbouring pixels across the mask's border, relative to that inside the mask.
-
-    1 is a border as smooth as what was drawn; a visible seam is above 1. Not a number for a mask without a border.
-    """
-    mask, across, within = (images.mask(mask, "mask").to(image.device) > 0.5).float(), [], []
-    for dim in (-1, -2):
-        gradient = image.diff(dim=dim).abs().mean(1, keepdim=True)
-        edge = mask.diff(dim=dim).abs() > 0
-        inside = torch.minimum(*(mask.narrow(dim, offset, mask.shape[dim] - 1) for offset in (0, 1))) > 0
-        across.append(gradient[edge.expand_as(gradient)])
-        within.append(gradient[inside.expand_as(gradient)])
-    return (torch.cat(across).mean() / torch.cat(within).mean()).item()

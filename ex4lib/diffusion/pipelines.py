@@ -6,34 +6,19 @@ the stock pipelines accept and do is theirs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor, nn
 
 from ex4lib import models
-from ex4lib.diffusion.denoisers import Denoiser, Latents
-from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.sampling import Step
-from ex4lib.diffusion.steering import LEAST_SIZE, STYLE_LAYERS, StyleObjective, guided
-from ex4lib.features import VGG
-from ex4lib.statistics import Statistic
-
-__all__ = [
-    "LEAST_SIZE",
-    "STYLE_LAYERS",
-    "StyleGuidedDDPMPipeline",
-    "StyleGuidedOutput",
-    "StyleGuidedStableDiffusionPipeline",
-    "StyleObjective",
-    "ddpm",
-    "stable_diffusion",
-]
+from ex4lib.diffusion.denoisers import Denoiser, Latents, paired_prompts
+from ex4lib.diffusion.steering import StyleObjective as StyleObjective
+from ex4lib.diffusion.steering import guided
 
 
 @dataclasses.dataclass
@@ -45,24 +30,27 @@ class StyleGuidedOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
 
 
+#: What `guided` takes by name, and so do the pipelines.
+_STYLE = [item for item in inspect.signature(guided).parameters.values() if item.kind is item.KEYWORD_ONLY]
+
+
 class _StyleGuided:
     """A stock pipeline whose ``__call__`` also takes the arguments of `steering.guided`."""
 
     def __init_subclass__(cls, **options):
         """Give ``__call__`` the stock pipeline's signature with the style arguments added."""
         super().__init_subclass__(**options)
-        stock = inspect.signature(cls._stock().__call__).parameters
-        style = inspect.signature(_StyleGuided.__call__).parameters
-        rest = [item for item in stock.values() if item.kind is item.VAR_KEYWORD]
-        added = [item for item in style.values() if item.kind is item.KEYWORD_ONLY]
-        plain = [item for item in stock.values() if item.kind is not item.VAR_KEYWORD]
+        stock = list(inspect.signature(cls._stock().__call__).parameters.values())
+        image = inspect.Parameter("style_image", inspect.Parameter.KEYWORD_ONLY, default=None)
 
         @functools.wraps(cls._stock().__call__)
         def call(self, *args, **kwargs):
             return _StyleGuided.__call__(self, *args, **kwargs)
 
         call.__doc__ = _StyleGuided.__call__.__doc__
-        call.__signature__ = inspect.Signature([*plain, *added, *rest])
+        last = [item for item in stock if item.kind is item.VAR_KEYWORD]
+        plain = [item for item in stock if item.kind is not item.VAR_KEYWORD]
+        call.__signature__ = inspect.Signature([*plain, image, *_STYLE, *last])
         cls.__call__ = call
 
     @classmethod
@@ -74,26 +62,7 @@ class _StyleGuided:
         text, own = super().to_json_string(), type(self).__name__
         return text.replace(f'"_class_name": "{own}"', f'"_class_name": "{self._stock().__name__}"')
 
-    def __call__(
-        self,
-        *args,
-        style_image=None,
-        style_scale: float | Sequence[float] | None = None,
-        style_loss: str | Statistic | None = None,
-        style_layers: Sequence[str | int] = STYLE_LAYERS,
-        style_layer_weights: Sequence[float] | None = None,
-        style_weights: Sequence[float] | None = None,
-        style_each: bool = False,
-        regions: Sequence[Tensor] | None = None,
-        guidance: Guidance | str = "full",
-        window: tuple[float, float] | None = None,
-        features: VGG | str | None = None,
-        decoder: nn.Module | None = None,
-        checkpointing: bool = False,
-        measure: bool = False,
-        on_step: Callable[[Step], None] | None = None,
-        **stock,
-    ) -> StyleGuidedOutput | tuple:
+    def __call__(self, *args, style_image=None, **arguments) -> StyleGuidedOutput | tuple:
         """Draw pictures: every argument of the stock pipeline, and those of `steering.guided`.
 
         Arguments:
@@ -105,20 +74,14 @@ class _StyleGuided:
         Raises:
             ValueError: input that does not fit, in one sentence.
         """
-        trace = []
-        if style_image is None:
-            if style_scale:
-                raise ValueError(f"style_scale is {style_scale}, but there is no style_image")
-            found = self._stock().__call__(self, *args, **stock)
-        else:
-            context = guided(
-                self, style_image, style_scale=style_scale, style_loss=style_loss, style_layers=style_layers,
-                style_layer_weights=style_layer_weights, style_weights=style_weights, style_each=style_each,
-                regions=regions, guidance=guidance, window=window, features=features, decoder=decoder,
-                checkpointing=checkpointing, measure=measure, on_step=on_step,
-            )  # fmt: skip
-            with context as trace:
-                found = self._stock().__call__(self, *args, **stock)
+        style = {item.name: arguments.pop(item.name) for item in _STYLE if item.name in arguments}
+        context = contextlib.nullcontext([])
+        if style_image is not None:
+            context = guided(self, style_image, **style)
+        elif style.get("style_scale"):
+            raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
+        with context as trace:
+            found = self._stock().__call__(self, *args, **arguments)
         if isinstance(found, tuple):
             return found
         return StyleGuidedOutput(found.images, trace, found.get("nsfw_content_detected"))
@@ -141,13 +104,9 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
     ) -> Denoiser:
         """The U-Net with embedded prompts, for loops of one's own; ``guidance_scale`` 1 is the conditional prediction.
 
-        Arguments:
-            negative_prompt: one for all prompts, or one each.
+        There is one negative prompt for all prompts, or one for each.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
-        if len(negative) != len(prompts):
-            raise ValueError(f"negative_prompt must be one for all prompts or one each, got {len(negative)}")
+        prompts, negative = paired_prompts(prompt, negative_prompt)
         told, negative = self.encode_prompt(prompts, self._execution_device, 1, True, negative)
         return Denoiser(self.unet, Latents(self.vae), embeddings=told, negative=negative, guidance_scale=guidance_scale)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ex4lib import checks, models
-from ex4lib.diffusion.denoisers import Denoiser, Pixels
+from ex4lib.diffusion.denoisers import Denoiser, Pixels, paired_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +60,6 @@ class PixelModel:
         """First samples ``(count, 3, size, size)`` ~ N(0, I)."""
         shape = (checks.integer(count, "count", low=1), 3, self.size, self.size)
         return randn_tensor(shape, generator, self.device, self.unet.dtype)
-
-
-def paired_prompts(prompt: str | list[str], negative_prompt: str | list[str]) -> tuple[list[str], list[str]]:
-    """Prompts and as many negative prompts; a single negative prompt serves all.
-
-    Raises:
-        ValueError: not texts, or numbers that differ.
-    """
-    prompts, negative = checks.prompts(prompt, "prompt"), checks.prompts(negative_prompt, "negative_prompt")
-    if len(negative) not in (1, len(prompts)):
-        raise ValueError(f"negative_prompt must be one or one per prompt, got {len(negative)} for {len(prompts)}")
-    return prompts, negative * (len(prompts) if len(negative) == 1 else 1)
 
 
 def pixel_model(name: str | None = None) -> PixelModel:

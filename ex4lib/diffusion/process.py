@@ -91,21 +91,27 @@ class Level:
         return -(self.signal / self.noise) * clean_shift
 
 
-def posterior_mean(now: Level, then: Level, clean: Tensor, sample: Tensor) -> Tensor:
-    """Mean of a less noisy sample, given a noisy one and x0, both variance preserving.
+def posterior(now: Level, then: Level, alpha: float | None = None) -> tuple[float, float, float]:
+    """A less noisy sample, given a noisy one and x0: the coefficients of x0 and x in its mean, and its variance.
 
-    ``√ᾱ'·β/(1-ᾱ)·x0 + √α·(1-ᾱ')/(1-ᾱ)·x`` with ``α = ᾱ/ᾱ'``, ``β = 1-α``: ratios of ᾱ, so that steps may be skipped.
-    Source: Ho et al. (2020), equation 7; CS180 project 5, equation 3.
+    ``√ᾱ'·β/(1-ᾱ)``, ``√α·(1-ᾱ')/(1-ᾱ)`` and ``(1-ᾱ')/(1-ᾱ)·β`` with ``β = 1-α`` and, unless it is given, ``α = ᾱ/ᾱ'``.
+    Both levels are variance preserving, and steps may be skipped. Source: Ho et al. (2020), equation 7; CS180 project
+    5, equation 3.
     """
-    alpha = now.alpha_bar / then.alpha_bar
-    of_clean = then.signal * (1 - alpha) / now.noise**2
-    of_sample = math.sqrt(alpha) * then.noise**2 / now.noise**2
+    alpha = now.alpha_bar / then.alpha_bar if alpha is None else alpha
+    share = then.noise**2 / now.noise**2
+    return then.signal * (1 - alpha) / now.noise**2, math.sqrt(alpha) * share, share * (1 - alpha)
+
+
+def posterior_mean(now: Level, then: Level, clean: Tensor, sample: Tensor) -> Tensor:
+    """The mean of `posterior`."""
+    of_clean, of_sample, _ = posterior(now, then)
     return of_clean * clean + of_sample * sample
 
 
 def posterior_variance(now: Level, then: Level) -> float:
-    """Variance of a less noisy sample, given a noisy one and x0: ``(1-ᾱ')/(1-ᾱ)·β``. Source: Ho et al. (2020)."""
-    return then.noise**2 / now.noise**2 * (1 - now.alpha_bar / then.alpha_bar)
+    """The variance of `posterior`."""
+    return posterior(now, then)[2]
 
 
 def strided_timesteps(stride: int = 30, first: int = 990) -> list[int]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ex4lib import checks
 from ex4lib.diffusion.denoisers import Denoiser
-from ex4lib.diffusion.process import Level, posterior_variance
+from ex4lib.diffusion.process import Level, posterior, posterior_variance
 from ex4lib.statistics import at_least_float32
 
 #: Weights w of the score as functions of ᾱ. DreamFusion's is 1-ᾱ; the assignment's is 1.
@@ -38,7 +38,6 @@ def level(scheduler: SchedulerMixin, timestep: int) -> Level:
     return Level.preserving(float(alpha_bars[timestep]) if timestep >= 0 else 1.0)
 
 
-@torch.no_grad()
 def noise_of(denoiser: Denoiser, scheduler: SchedulerMixin, x: Tensor, timestep: int) -> Tensor:
     """ε̂ of a sample, for every prediction type."""
     output = denoiser(x, torch.tensor(timestep, device=x.device)).prediction
@@ -67,37 +66,39 @@ def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], grad
     return finite
 
 
+class _Weighted:
+    """Rules ``w(t)·(ε̂ - reference)`` at one noised sample. An unknown weight is a ValueError."""
+
+    def __post_init__(self):
+        checks.choice(self.weight, "weight", WEIGHTS)
+
+    @torch.no_grad()
+    def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
+        now, z = level(self.scheduler, timestep), _drawn(clean, generator)
+        predicted = noise_of(self.denoiser, self.scheduler, now.diffuse(clean, z), timestep)
+        return WEIGHTS[self.weight](now.alpha_bar) * (predicted - self._reference(clean, z, timestep, generator))
+
+
 @dataclasses.dataclass
-class SDS:
+class SDS(_Weighted):
     """Score distillation sampling: ``w(t)·(ε̂(x, y, t) - z)``.
 
     Source: Poole et al., "DreamFusion" (2022), equation 3. Guided as ``ε_u + γ·(ε_c - ε_u)``.
-
-    Raises:
-        ValueError: an unknown weight.
     """
 
     denoiser: Denoiser
     scheduler: SchedulerMixin
     weight: str = "constant"
 
-    def __post_init__(self):
-        checks.choice(self.weight, "weight", WEIGHTS)
-
-    def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
-        now, z = level(self.scheduler, timestep), _drawn(clean, generator)
-        predicted = noise_of(self.denoiser, self.scheduler, now.diffuse(clean, z), timestep)
-        return WEIGHTS[self.weight](now.alpha_bar) * (predicted - z)
+    def _reference(self, clean: Tensor, z: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
+        return z
 
 
 @dataclasses.dataclass
-class DDS:
+class DDS(_Weighted):
     """Delta denoising score: ``w(t)·(ε̂(x_tgt, y_tgt, t) - ε̂(x_src, y_src, t))`` with one noise for both.
 
     Source: Hertz et al., "Delta Denoising Score" (2023), equation 3.
-
-    Raises:
-        ValueError: an unknown weight.
     """
 
     denoiser: Denoiser
@@ -106,16 +107,9 @@ class DDS:
     scheduler: SchedulerMixin
     weight: str = "constant"
 
-    def __post_init__(self):
-        checks.choice(self.weight, "weight", WEIGHTS)
-
-    def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
-        now, z = level(self.scheduler, timestep), _drawn(clean, generator)
-        target, source = (
-            noise_of(denoiser, self.scheduler, now.diffuse(x, z), timestep)
-            for denoiser, x in ((self.denoiser, clean), (self.source_denoiser, self.source.to(clean.device)))
-        )
-        return WEIGHTS[self.weight](now.alpha_bar) * (target - source)
+    def _reference(self, clean: Tensor, z: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
+        x = level(self.scheduler, timestep).diffuse(self.source.to(clean.device), z)
+        return noise_of(self.source_denoiser, self.scheduler, x, timestep)
 
 
 @dataclasses.dataclass
@@ -156,6 +150,7 @@ class PDS:
         """The timesteps with a posterior of positive variance, and with some signal in x."""
         return _stochastic_timesteps(self.scheduler, self.stride)
 
+    @torch.no_grad()
     def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
         z, z_before = _drawn(clean, generator), _drawn(clean, generator)
         target, source = (
@@ -191,10 +186,8 @@ def _mixed_posterior(scheduler: SchedulerMixin, t: int, stride: int) -> tuple[fl
             f"are positive, got {t}"
         )
     now, then, one_before = (level(scheduler, timestep) for timestep in (t, t - stride, t - 1))
-    alpha = now.alpha_bar / one_before.alpha_bar
-    of_clean = then.signal * (1 - alpha) / now.noise**2
-    of_sample = math.sqrt(alpha) * then.noise**2 / now.noise**2
-    return of_clean, of_sample, math.sqrt(then.noise**2 / now.noise**2 * (1 - alpha))
+    of_clean, of_sample, variance = posterior(now, then, now.alpha_bar / one_before.alpha_bar)
+    return of_clean, of_sample, math.sqrt(variance)
 
 
 def tweedie_coefficients(scheduler: SchedulerMixin, t: int, stride: int = 1) -> tuple[float, float]:
@@ -257,7 +250,7 @@ def _with_addition(down: Tensor, up: Tensor, _: nn.Module, inputs: tuple, output
 
 
 @dataclasses.dataclass
-class VSD:
+class VSD(_Weighted):
     """Variational score distillation: ``w(t)·(ε̂(x, y, t) - ε_φ(x, y, t))``; φ learns what the pictures look like now.
 
     φ is the same U-Net with an `Adapter`, trained with the ordinary noise prediction loss on the current pictures by an
@@ -281,7 +274,7 @@ class VSD:
     seed: int = 0
 
     def __post_init__(self):
-        checks.choice(self.weight, "weight", WEIGHTS)
+        super().__post_init__()
         rate = checks.number(self.adapter_learning_rate, "adapter_learning_rate", low=0)
         pretrained = self.denoiser
         self.adapter = Adapter(pretrained.unet, self.rank, self.seed)
@@ -291,24 +284,21 @@ class VSD:
         self._parameters = list(self.adapter.parameters())
         self._optimiser = torch.optim.AdamW(self._parameters, lr=rate)
 
-    def gradient(self, clean: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
-        now, z = level(self.scheduler, timestep), _drawn(clean, generator)
-        x = now.diffuse(clean, z)
-        pretrained = noise_of(self.denoiser, self.scheduler, x, timestep)
+    def _reference(self, clean: Tensor, z: Tensor, timestep: int, generator: torch.Generator | None) -> Tensor:
+        x = level(self.scheduler, timestep).diffuse(clean, z)
         with self.adapter.applied():
             particles = noise_of(self.adapted, self.scheduler, x, timestep)
             self._learn(clean, generator)
-        return WEIGHTS[self.weight](now.alpha_bar) * (pretrained - particles)
+        return particles
 
     def _learn(self, clean: Tensor, generator: torch.Generator | None) -> None:
         """One update by ``‖ε_φ(x, y, t) - z‖²`` at a timestep drawn from all."""
         device = generator.device if generator is not None else "cpu"
         count = self.scheduler.config.num_train_timesteps
         t = int(torch.randint(0, count, (), generator=generator, device=device))
-        now, z = level(self.scheduler, t), _drawn(clean, generator)
-        x = now.diffuse(clean.detach(), z)
+        z = _drawn(clean, generator)
         with torch.enable_grad():
-            output = self.adapted(x, torch.tensor(t, device=x.device)).prediction
-            predicted = now.noise_of(x, output.to(x.dtype), self.scheduler.config.prediction_type)
+            x = level(self.scheduler, t).diffuse(clean.detach(), z)
+            predicted = noise_of(self.adapted, self.scheduler, x, t)
             gradients = torch.autograd.grad((predicted - z).square().mean(), self._parameters)
         descend(self._optimiser, self._parameters, gradients)
