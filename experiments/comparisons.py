@@ -2,7 +2,7 @@
 
 A way is guidance, style transfer of the unguided picture, words in the prompt, or a mixture; a table holds one row for
 every picture that a way makes of prompts × paintings × seeds. Differences are taken between pictures of the same
-prompt, painting and seed, and their intervals resample prompts, paintings and seeds (`metrics.interval`).
+prompt, painting and seed, and their intervals resample prompts, paintings and seeds (`measures.interval`).
 ``python -m experiments.comparisons`` computes all runs of notebooks 05 and 06 that are compared, on the GPU if there is
 one, and keeps them in the store.
 """
@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ex4lib import metrics, models
+from ex4lib import models
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
-from ex4lib.metrics import Interval
-from experiments import drawings
+from experiments import drawings, measures
 from experiments.drawings import CHOICE_PAINTINGS, PAINTINGS, REPORT_PAINTINGS, REPORT_PROMPTS, Judges
+from experiments.measures import Interval
 from experiments.store import Run
 
 #: Columns of a table that hold numbers, as tables and axes name them.
@@ -170,13 +170,13 @@ def select(table: Table, **accepted) -> Table:
 
 
 def clusters(table: Table) -> dict[str, list]:
-    """The labels of a table's rows, as `metrics.interval` takes them."""
+    """The labels of a table's rows, as `measures.interval` takes them."""
     return {name: table[name] for name in ("prompt", "painting", "seed")}
 
 
 def mean(table: Table, measure: str) -> Interval:
     """Mean of a measure with its interval over prompts, paintings and seeds."""
-    return metrics.interval(table[measure], clusters(table))
+    return measures.interval(table[measure], clusters(table))
 
 
 def paired(*tables: Table) -> list[Table]:
@@ -194,13 +194,13 @@ def paired(*tables: Table) -> list[Table]:
 def difference(first: Table, second: Table, measure: str) -> Interval:
     """Mean of ``first - second`` over the pictures that both have."""
     a, b = paired(first, second)
-    return metrics.interval(np.subtract(a[measure], b[measure]), clusters(a))
+    return measures.interval(np.subtract(a[measure], b[measure]), clusters(a))
 
 
 def removed(table: Table, unguided: Table, measure: str) -> Interval:
     """The share of a distance that a way removes: 1 - mean(way) / mean(unguided), over the pictures that both have."""
     own, before = paired(table, unguided)
-    weights = metrics.cluster_weights(clusters(own))
+    weights = measures.cluster_weights(clusters(own))
     shares = 1 - (weights @ np.asarray(own[measure])) / (weights @ np.asarray(before[measure]))
     share = 1 - np.mean(own[measure]) / np.mean(before[measure])
     return _interval(share, shares, own)
@@ -225,7 +225,7 @@ def at_equal(target: Table, strengths: Sequence[Table], on: str, measure: str) -
         order = places.argsort()
         return weights @ own_y - np.interp(weights @ own_x, places[order], heights[order])
 
-    rows = metrics.cluster_weights(clusters(target))
+    rows = measures.cluster_weights(clusters(target))
     even = np.full(rows.shape[1], 1 / rows.shape[1])
     return _interval(gap(even), np.array([gap(weights) for weights in rows]), target)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ex4lib import images, metrics, models
+from ex4lib import images, models
 from ex4lib.diffusion.distillation import Canvas, Step, distil
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
-from experiments import grading
+from experiments import grading, measures
 from experiments.assignment import ASSIGNMENT, RULES, distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.store import Run, stored
@@ -246,8 +246,8 @@ def judged_edits(judge: Judge, network: VGG, edited: Tensor, sources: Tensor, ed
             "before": (old * target).sum(1).tolist(),
             "after": (new * target).sum(1).tolist(),
             "direction": torch.cosine_similarity(new - old, target - source).tolist(),
-            "ssim": [metrics.ssim(*pair) for pair in pairs],
-            "lpips": [metrics.perceptual_distance(network, *pair) for pair in pairs],
+            "ssim": [measures.ssim(*pair) for pair in pairs],
+            "lpips": [measures.perceptual_distance(network, *pair) for pair in pairs],
         }
         return Run(values)
 

@@ -23,6 +23,7 @@ from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
+from experiments import measures
 from experiments.store import Run, stored
 
 #: Paintings and prompts on which a setting is chosen, and those on which it is reported.
@@ -80,7 +81,7 @@ class Judges:
     def default(cls, device: torch.device | str | None = None) -> Judges:
         device = models.device() if device is None else torch.device(device)
         network = models.features(models.JUDGES[models.profile()], where=device)
-        return cls(network, metrics.random_network().to(device), models.judge(where=device))
+        return cls(network, measures.random_network().to(device), models.judge(where=device))
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
@@ -267,7 +268,7 @@ def judged(
         intended = [candidates.index(painting)] * len(pictures)
         for name, judge in (("", network), ("second_", judges.second)):
             distances = metrics.style_distances(pictures, grams(candidates, judge), judge)
-            found = metrics.specificity(distances, intended)
+            found = measures.specificity(distances, intended)
             values |= {f"{name}nearest": list(found.nearest), f"{name}rank": list(found.ranks)}
             values["second" if name else "style"] = distances[:, intended[0]].tolist()
             values[f"{name}first"] = [candidates[number] for number in distances.argmin(1).tolist()]
@@ -301,8 +302,8 @@ def stack(run: Run) -> Tensor:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and bootstrap interval of independent values (`metrics.interval`)."""
-    return tuple(metrics.interval(values, confidence=confidence))
+    """Mean and bootstrap interval of independent values (`measures.interval`)."""
+    return tuple(measures.interval(values, confidence=confidence))
 
 
 def style_named(name: str, size: int = 256) -> Tensor:

@@ -12,6 +12,7 @@ from ex4lib import images, metrics, models
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.judge import Judge
+from experiments import measures
 from experiments.drawings import CAPTIONS
 
 #: Pictures are enlarged to this before LPIPS, which was trained on patches of 64 pixels.
@@ -28,8 +29,8 @@ def fidelity(network: VGG, pictures: Tensor, reference: Tensor) -> dict[str, lis
     for own, other in zip(pictures.split(1), reference.expand_as(pictures).split(1), strict=True):
         larger = [images.resize(each, max(LEAST_COMPARED, *each.shape[-2:])) for each in (own, other)]
         found["psnr"].append(metrics.psnr(own, other))
-        found["ssim"].append(metrics.ssim(own, other))
-        found["lpips"].append(metrics.perceptual_distance(network, *larger))
+        found["ssim"].append(measures.ssim(own, other))
+        found["lpips"].append(measures.perceptual_distance(network, *larger))
     return found
 
 

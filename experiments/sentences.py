@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from IPython.display import Markdown
 
-from ex4lib.metrics import Interval
+from experiments.measures import Interval
 
 
 def say(*sentences: str) -> Markdown:

@@ -23,6 +23,7 @@ from ex4lib import images, metrics, models
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
+from experiments import measures
 from experiments.drawings import (
     CHOICE_PAINTINGS,
     CHOICE_PROMPTS,
@@ -62,9 +63,9 @@ class Evaluation:
     agrees: list[float] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
-    def specificity(self, judge: str = "distances") -> metrics.Specificity:
+    def specificity(self, judge: str = "distances") -> measures.Specificity:
         intended = [PAINTINGS.index(painting) for painting in self.paintings]
-        return metrics.specificity(torch.stack(getattr(self, judge)), intended)
+        return measures.specificity(torch.stack(getattr(self, judge)), intended)
 
     @property
     def clusters(self) -> dict[str, list]:
@@ -140,7 +141,7 @@ def _judged(drawn: dict, paintings: Sequence[str], seeds: list[int], judges: Jud
 def summary(found: Evaluation, unguided: Evaluation) -> dict[str, float]:
     """The numbers of one setting, with the paired fall of prompt agreement against unguided pictures of equal seeds."""
     nearest, second = found.specificity(), found.specificity("second")
-    fall = metrics.interval([b - a for a, b in zip(found.agrees, unguided.agrees, strict=True)], found.clusters)
+    fall = measures.interval([b - a for a, b in zip(found.agrees, unguided.agrees, strict=True)], found.clusters)
     return {
         "pictures": len(found.agrees),
         "specificity": nearest.share,
@@ -158,7 +159,7 @@ def summary(found: Evaluation, unguided: Evaluation) -> dict[str, float]:
 def anchors_of(
     guided: Mapping[str, list], unguided: Mapping[str, list], network: VGG, autoencoder=None
 ) -> dict[str, dict[str, float]]:
-    """For each painting the mean style distance of its guided pictures, beside the anchors of `metrics.anchors`.
+    """For each painting the mean style distance of its guided pictures, beside the anchors of `measures.anchors`.
 
     Arguments:
         guided, unguided: columns ``painting`` and ``style`` of equal length, such as `comparisons.Study.table` has.
@@ -173,7 +174,7 @@ def anchors_of(
     for painting in dict.fromkeys(guided["painting"]):
         others = [name for name in PAINTINGS if name != painting]
         rows[painting] = {"guided": mean(guided, painting), "unguided": mean(unguided, painting)}
-        rows[painting] |= metrics.anchors(painting, others, network)
+        rows[painting] |= measures.anchors(painting, others, network)
         del rows[painting]["itself"]  # 0 by definition
         if autoencoder is not None:
             square = images.resize(images.crop_square(images.load(painting)), (128, 128))

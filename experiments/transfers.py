@@ -19,6 +19,7 @@ from ex4lib.features import VGG
 from ex4lib.losses import Objective, calibrate
 from ex4lib.optimisation import Step, finish, optimise
 from ex4lib.statistics import STATISTICS
+from experiments import measures
 from experiments.store import Run, stored
 
 
@@ -41,9 +42,9 @@ def inversion(
         values = {
             "feature_error": min(result.terms[f"content/{layer}"]),
             "psnr": metrics.psnr(image, target),
-            "ssim": metrics.ssim(image, target),
-            "lpips": metrics.perceptual_distance(network, image, target) if network.architecture == "vgg16" else None,
-            "brightness": metrics.brightness(image),
+            "ssim": measures.ssim(image, target),
+            "lpips": measures.perceptual_distance(network, image, target) if network.architecture == "vgg16" else None,
+            "brightness": measures.brightness(image),
             "losses": result.losses,
         }
         return Run(values, {"image": image})

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from ex4lib import images, metrics
+from ex4lib import images
 from ex4lib.diffusion.distillation import Canvas
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.scores import literal_coefficient, tweedie_coefficients
 from ex4lib.judge import Judge
-from experiments import distillations
+from experiments import distillations, measures
 from experiments.assignment import ASSIGNMENT, distil_prompt
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.distillations import EDITS, LACKING, PROMPTS, Edit
@@ -159,8 +159,8 @@ def test_edits_are_judged_by_what_they_reached_and_kept(judge, picture, offline)
             pytest.approx(after, abs=1e-5),
             pytest.approx(before, abs=1e-5),
         )
-        assert found["ssim"][i] == pytest.approx(metrics.ssim(*pair), rel=1e-4)
-        assert found["lpips"][i] == pytest.approx(metrics.perceptual_distance(offline, *pair), rel=1e-4)
+        assert found["ssim"][i] == pytest.approx(measures.ssim(*pair), rel=1e-4)
+        assert found["lpips"][i] == pytest.approx(measures.perceptual_distance(offline, *pair), rel=1e-4)
         way = judge.text_features([edit.target]) - judge.text_features([edit.source])
         moved = judge.image_features(pair[0]) - judge.image_features(pair[1])
         assert found["direction"][i] == pytest.approx(torch.cosine_similarity(moved, way).item(), abs=1e-3)

@@ -9,7 +9,7 @@ from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
 from ex4lib.judge import Judge
-from experiments import drawings
+from experiments import drawings, measures
 from tests.random_models import random_network, save_ddpm, save_judge
 
 
@@ -55,7 +55,7 @@ def test_judgements_are_the_metrics(pipe, judges):
     for prefix, name, network in (("", "style", judges.network), ("second_", "second", judges.second)):
         distances = metrics.style_distances(pictures, drawings.PAINTINGS, network)
         column = drawings.PAINTINGS.index(painting)
-        again = metrics.specificity(distances, [column] * 2)
+        again = measures.specificity(distances, [column] * 2)
         assert found[name] == pytest.approx(distances[:, column].tolist(), rel=1e-5)
         assert found[f"{prefix}nearest"] == list(again.nearest) and found[f"{prefix}rank"] == list(again.ranks)
         assert found[f"{prefix}first"] == [drawings.PAINTINGS[i] for i in distances.argmin(1).tolist()]
@@ -99,4 +99,4 @@ def test_kernel_distance_against_explicit_sums_of_sets_of_different_size(generat
 
     same = [np.mean([kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]) for z in (x, y)]
     cross = np.mean([kernel(a, b) for a in x for b in y])
-    assert metrics.kernel_distance(x, y) == pytest.approx(sum(same) - 2 * cross, rel=1e-6)
+    assert measures.kernel_distance(x, y) == pytest.approx(sum(same) - 2 * cross, rel=1e-6)

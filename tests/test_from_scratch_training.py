@@ -11,7 +11,8 @@ import scipy.linalg
 import torch
 from safetensors.torch import load_file
 
-from ex4lib import metrics, models
+from ex4lib import models
+from experiments import measures
 from experiments.digits import digits, loop, methods, mnist, scores, studies
 from experiments.digits.loop import Recipe, Training, read_weights, snapshot_path, train, write_weights
 
@@ -336,12 +337,12 @@ def test_frechet_distance_of_gaussians(generator):
 
 def test_kernel_distance_needs_two_pictures():
     with pytest.raises(ValueError, match="at least two pictures on each side, got 1 and 3"):
-        metrics.kernel_distance(torch.zeros(1, 2), torch.zeros(3, 2))
+        measures.kernel_distance(torch.zeros(1, 2), torch.zeros(3, 2))
 
 
 def test_kernel_distance_is_unbiased(generator):
     """Of two samples of one distribution its mean over draws is 0 within its error, whatever the size."""
-    draws = [metrics.kernel_distance(*torch.randn(2, 12, 3, generator=generator)) for _ in range(300)]
+    draws = [measures.kernel_distance(*torch.randn(2, 12, 3, generator=generator)) for _ in range(300)]
     assert abs(np.mean(draws)) < 3 * np.std(draws) / math.sqrt(300)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ex4lib import checks, cli, colour, images, losses, metrics, models, optimisation, tiles, transfer
 from ex4lib.diffusion import guidance
+from experiments import measures
 from tests.random_models import random_network
 
 PICTURE = torch.rand(1, 3, 40, 32, generator=torch.Generator().manual_seed(0))
@@ -66,7 +67,7 @@ CALLS = {
         lambda image, content, **k: metrics.content_error(NETWORK, image, content, **k),
         {"image": PICTURE, "content": PICTURE, "layer": "relu1_1"},
     ),
-    "brightness": (lambda image: metrics.brightness(image), {"image": PICTURE}),
+    "brightness": (lambda image: measures.brightness(image), {"image": PICTURE}),
     "psnr": (lambda **k: metrics.psnr(**k), {"image": PICTURE, "reference": PICTURE}),
     "Guidance": (
         lambda **k: guidance.Guidance(**k),

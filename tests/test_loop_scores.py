@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ex4lib import metrics
-from experiments import loop_scores
+from experiments import loop_scores, measures
 from tests.opinions import Opinionated, plain
 from tests.random_models import random_network
 
@@ -25,10 +25,10 @@ def test_fidelity_is_the_metrics_with_lpips_at_64(picture):
     to_one = loop_scores.fidelity(network, own, other[:1])
     assert to_one["psnr"][0] == found["psnr"][0] and to_one["psnr"][1] != found["psnr"][1]
     for i, (a, b) in enumerate(zip(own.split(1), other.split(1), strict=True)):
-        assert found["psnr"][i] == metrics.psnr(a, b) and found["ssim"][i] == metrics.ssim(a, b)
+        assert found["psnr"][i] == metrics.psnr(a, b) and found["ssim"][i] == measures.ssim(a, b)
         large = [torch.nn.functional.interpolate(x, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
                  for x in (a, b)]  # fmt: skip
-        assert found["lpips"][i] == pytest.approx(metrics.perceptual_distance(network, *large), rel=1e-5)
+        assert found["lpips"][i] == pytest.approx(measures.perceptual_distance(network, *large), rel=1e-5)
 
 
 def test_held_out_scenes_are_cut_without_their_frame():

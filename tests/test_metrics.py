@@ -11,6 +11,7 @@ import skimage.metrics
 import torch
 
 from ex4lib import colour, images, metrics, models
+from experiments import measures
 from tests.random_models import random_network
 
 
@@ -44,8 +45,8 @@ def test_lpips_uses_the_network_as_it_was_trained(offline):
     changed = offline.variant(pooling="average", padding="replicate")
     image, reference = images.load("coffee", 48), images.load("astronaut", 48)[..., :36, :]
     reference = images.resize(reference, tuple(image.shape[2:]))
-    own = metrics.perceptual_distance(changed, image, reference)
-    assert own == metrics.perceptual_distance(offline, image, reference) > 0
+    own = measures.perceptual_distance(changed, image, reference)
+    assert own == measures.perceptual_distance(offline, image, reference) > 0
 
 
 def test_held_out_layers_are_not_optimised():
@@ -117,14 +118,14 @@ def test_style_distances_are_symmetric_and_zero_at_the_painting_itself(picture):
 
 def test_specificity_of_known_distances():
     distances = torch.tensor([[0.1, 0.5, 0.9], [0.4, 0.3, 0.2], [0.2, 0.1, 0.3], [0.5, 0.5, 0.9]])
-    found = metrics.specificity(distances, [0, 1, 2, 0])
+    found = measures.specificity(distances, [0, 1, 2, 0])
     assert found.ranks == (1, 2, 3, 2)  # the tie of the last row counts against it
     assert found.nearest == (1.0, 0.0, 0.0, 0.0) and found.share == 0.25 and found.mean_rank == 2
     assert found.confusion == ((1, 1, 0), (0, 0, 1), (0, 1, 0))
 
 
 def test_specificity_by_chance(generator):
-    found = metrics.specificity(torch.rand(20_000, 8, generator=generator), [i % 8 for i in range(20_000)])
+    found = measures.specificity(torch.rand(20_000, 8, generator=generator), [i % 8 for i in range(20_000)])
     assert found.share == pytest.approx(1 / 8, abs=0.01) and found.mean_rank == pytest.approx(4.5, abs=0.06)
     confusion = np.array(found.confusion)
     assert confusion.sum() == 20_000 and np.trace(confusion) == sum(found.nearest)
@@ -141,23 +142,23 @@ def test_specificity_by_chance(generator):
 )
 def test_specificity_checks_its_input(distances, intended, sentence):
     with pytest.raises(ValueError, match=sentence):
-        metrics.specificity(distances, intended)
+        measures.specificity(distances, intended)
 
 
 def test_crops_of_a_painting_are_nearest_to_it_by_either_judge(offline):
     """The judges know a painting again; the second shares no weights with the first."""
     paintings = [name for name in images.names() if "-" in name and not name.startswith("look-")]
-    crops = [metrics.corners(images.resize(images.crop_square(images.load(name)), 200)) for name in paintings]
+    crops = [measures.corners(images.resize(images.crop_square(images.load(name)), 200)) for name in paintings]
     intended = [number for number in range(len(paintings)) for _ in range(4)]
     assert len(paintings) == 8
-    for network in (offline, metrics.random_network()):
-        found = metrics.specificity(metrics.style_distances(torch.cat(crops), paintings, network), intended)
+    for network in (offline, measures.random_network()):
+        found = measures.specificity(metrics.style_distances(torch.cat(crops), paintings, network), intended)
         assert found.share >= 0.9, (network.name, found.confusion)
 
 
 def test_random_networks_differ_by_seed_and_keep_activations_near_one():
     image = images.load("chelsea", 128)
-    first, again, other = (metrics.random_network(seed) for seed in (0, 0, 1))
+    first, again, other = (measures.random_network(seed) for seed in (0, 0, 1))
     features = [network(image, ["relu4_1"])["relu4_1"] for network in (first, again, other)]
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
     assert 0.1 < features[0].square().mean().sqrt() < 10
@@ -166,12 +167,12 @@ def test_random_networks_differ_by_seed_and_keep_activations_near_one():
 def test_anchors_are_distances(offline):
     painting, others = "hokusai-great-wave", ["arcimboldo-spring", "kandinsky-composition-viii"]
     unguided = images.crop_square(images.load("chelsea", 160))
-    found = metrics.anchors(painting, others, offline, unguided=unguided)
+    found = measures.anchors(painting, others, offline, unguided=unguided)
     alone = [metrics.style_distances(images.load(name), [painting], offline).item() for name in others]
     assert found["another painting"] == pytest.approx(np.mean(alone), rel=1e-6)
     assert found["unguided"] == pytest.approx(metrics.style_distances(unguided, [painting], offline).item())
     assert found["itself"] < 1e-9 < found["another crop"] < found["another painting"] < found["flat grey"]
-    assert "unguided" not in metrics.anchors(painting, others, offline)
+    assert "unguided" not in measures.anchors(painting, others, offline)
 
 
 # --- intervals ----------------------------------------------------------------------------------------------------
@@ -180,17 +181,17 @@ def test_anchors_are_distances(offline):
 def test_an_interval_of_independent_values_is_scipy_s():
     values = np.random.default_rng(1).gamma(2.0, 1.0, 40)
     expected = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0)
-    found = metrics.interval(values, resamples=20_000)
+    found = measures.interval(values, resamples=20_000)
     assert found.mean == pytest.approx(values.mean()) and found.count == 40 and found.clusters == {"value": 40}
     assert tuple(found)[1:] == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
 
 
 def test_copies_of_a_value_add_no_certainty():
     values = np.random.default_rng(2).normal(size=12)
-    alone = metrics.interval(values, {"seed": range(12)})
-    copied = metrics.interval(np.repeat(values, 5), {"seed": np.repeat(range(12), 5).tolist()})
+    alone = measures.interval(values, {"seed": range(12)})
+    copied = measures.interval(np.repeat(values, 5), {"seed": np.repeat(range(12), 5).tolist()})
     assert tuple(copied) == pytest.approx(tuple(alone)) and copied.clusters == {"seed": 12}
-    naive = metrics.interval(np.repeat(values, 5))
+    naive = measures.interval(np.repeat(values, 5))
     assert naive.high - naive.low < 0.6 * (copied.high - copied.low)
 
 
@@ -200,24 +201,24 @@ def test_clusters_of_two_kinds_have_the_variance_of_both():
     a, b = draws.normal(size=10), 2 * draws.normal(size=8)
     values = (a[:, None] + b[None]).ravel()
     kinds = {"prompt": [i for i in range(10) for _ in range(8)], "seed": list(range(8)) * 10}
-    found = metrics.interval(values, kinds, confidence=0.6827, resamples=20_000)
+    found = measures.interval(values, kinds, confidence=0.6827, resamples=20_000)
     expected = (a.var() / 10 + b.var() / 8) ** 0.5
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.05)
 
 
 def test_intervals_check_their_input():
     with pytest.raises(ValueError, match=r"clusters\['seed'\] must hold 3 labels"):
-        metrics.interval([1.0, 2.0, 3.0], {"seed": [1, 2]})
+        measures.interval([1.0, 2.0, 3.0], {"seed": [1, 2]})
     with pytest.raises(ValueError, match="values must be finite"):
-        metrics.interval([1.0, float("nan")])
+        measures.interval([1.0, float("nan")])
     with pytest.raises(ValueError, match="at least one"):
-        metrics.interval([])
+        measures.interval([])
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, picture):
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
     with pytest.raises(ImportError, match=r'needs the package scikit-image: run pip install "ex4lib\[metrics\]"'):
-        metrics.ssim(picture(), picture())
+        measures.ssim(picture(), picture())
 
 
 # --- colour -------------------------------------------------------------------------------------------------------
@@ -242,8 +243,8 @@ def test_colour_distance_of_a_shift(picture):
 
 
 def test_brightness():
-    assert metrics.brightness(torch.full((1, 3, 4, 4), 0.25)) == pytest.approx(0.25)
-    assert metrics.brightness(torch.eye(3)[1].view(1, 3, 1, 1)) == pytest.approx(0.587)
+    assert measures.brightness(torch.full((1, 3, 4, 4), 0.25)) == pytest.approx(0.25)
+    assert measures.brightness(torch.eye(3)[1].view(1, 3, 1, 1)) == pytest.approx(0.587)
 
 
 # --- pixels -------------------------------------------------------------------------------------------------------
@@ -267,11 +268,11 @@ def test_ssim_is_scikit_image_s(picture):
         )
         for c in range(3)
     ]
-    assert metrics.ssim(a, b) == pytest.approx(np.mean(channels))
-    assert metrics.ssim(a, a) == pytest.approx(1)
+    assert measures.ssim(a, b) == pytest.approx(np.mean(channels))
+    assert measures.ssim(a, a) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim])
+@pytest.mark.parametrize("metric", [metrics.psnr, measures.ssim])
 def test_pictures_must_be_single_and_of_one_size(picture, metric):
     for other in (picture(32, 31), picture(batch=2)):
         with pytest.raises(ValueError, match="must be single and of one size"):
@@ -287,7 +288,7 @@ def test_lpips_of_growing_noise(offline, generator):
     image = images.load("coffee", 64)
     noise = torch.randn(image.shape, generator=generator)
     distances = [
-        metrics.perceptual_distance(offline, (image + level * noise).clamp(0, 1), image)
+        measures.perceptual_distance(offline, (image + level * noise).clamp(0, 1), image)
         for level in (0, 0.02, 0.06, 0.2)
     ]
     assert distances[0] == 0
@@ -309,12 +310,12 @@ def test_lpips_is_lpips(torchvision_features, monkeypatch, generator):
     with torch.no_grad():
         expected = reference(a, b, normalize=True).item()
     assert expected > 0.01
-    assert metrics.perceptual_distance(network, a, b) == pytest.approx(expected, rel=1e-4)
+    assert measures.perceptual_distance(network, a, b) == pytest.approx(expected, rel=1e-4)
 
 
 def test_lpips_needs_a_vgg16(small, picture):
     with pytest.raises(ValueError, match="the heads of LPIPS are for vgg16, got vgg19"):
-        metrics.perceptual_distance(small, picture(), picture())
+        measures.perceptual_distance(small, picture(), picture())
 
 
 def test_judges_check_their_pictures(picture):

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ex4lib import figures, images, metrics, models
 from ex4lib.judge import Judge
+from experiments import measures
 
 from . import looks, networks
 from .faces import face_pictures
@@ -104,7 +105,7 @@ def autoencoder_quality(vae: AutoencoderKL, scenes: Pictures, count: int = 512) 
         return reconstruct(vae, (pictures * 2 - 1).to(vae.device)).cpu() / 2 + 0.5
 
     distances = metrics.style_distances(again(paintings), PAINTINGS, models.features("vgg16-hed", where="cpu"))
-    nearest = metrics.specificity(distances, range(len(PAINTINGS)))
+    nearest = measures.specificity(distances, range(len(PAINTINGS)))
     return {
         "pixels": networks.SIZES["vae"],
         "pictures": len(plain),

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ex4lib.metrics import kernel_distance
 from ex4lib.statistics import gaussian_distance
+from experiments.measures import kernel_distance
 
 from .digits import Digits
 from .methods import evaluating
