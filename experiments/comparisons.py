@@ -260,7 +260,7 @@ def overview(tables: Mapping[str, Table], measures: Sequence[str] | None = None)
 
 
 def trade_offs(curves: Mapping[str, Sequence[Table]], pairs: Sequence[tuple[str, str]]) -> list[dict]:
-    """Parts for `figures.panels`: for each pair of measures a curve for each method, a point for each strength."""
+    """Parts for `charts.panels`: for each pair of measures a curve for each method, a point for each strength."""
     return [
         {
             "series": {

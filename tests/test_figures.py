@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from ex4lib import figures, images
+from experiments import charts
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def plot():
-    return figures.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
+    return charts.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
 
 
 @pytest.mark.filterwarnings("error")
@@ -49,7 +50,7 @@ def test_saving_twice_gives_the_same_bytes(folder, plot):
 
     figures.save(plot, "01_name", caption="c", values=[1])
     before = content()
-    again = figures.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
+    again = charts.curves({"a": ([1, 2, 3], [1.0, 4.0, 9.0])}, xlabel="x", ylabel="y")
     figures.save(again, "01_name", caption="c", values=[1])
     assert "01_name.png" in before and content() == before
 
@@ -61,13 +62,13 @@ def test_another_machine_leaves_an_equal_figure_as_it_is(folder, monkeypatch):
     def saved(values, picture, dots=1.0):
         made = figures.grid([[picture]], captions=[["a cat"]])
         figures.save(made, "01_grid", caption="c", values=values)
-        drawn = figures.curves({"a": ([1, 2], [dots, 4.0])}, xlabel="x", ylabel="y")
+        drawn = charts.curves({"a": ([1, 2], [dots, 4.0])}, xlabel="x", ylabel="y")
         figures.save(drawn, "01_curve", caption="c", values=values)
         return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     first = saved({"loss": [0.123456789]}, picture)
     monkeypatch.setattr(figures, "environment", lambda: {"torch": "another"})
-    monkeypatch.setitem(figures._STYLE, "font.size", 10)  # draws other pixels of the same figure
+    monkeypatch.setitem(figures.STYLE, "font.size", 10)  # draws other pixels of the same figure
     assert saved({"loss": [0.123456788]}, picture, 1.0000001) == first
     changed = picture.clone()
     changed[..., 0, 0] = 1 - changed[..., 0, 0].round()
@@ -157,7 +158,7 @@ def test_grid(folder):
 
 def test_curves_are_told_apart_by_colour_and_marker():
     series = {f"line {i}": ([1, 2], [i, 2 * i]) for i in range(1, 9)}
-    made = figures.curves(series, xlabel="evaluations", ylabel="loss", log="y")
+    made = charts.curves(series, xlabel="evaluations", ylabel="loss", log="y")
     (ax,) = made.axes
     assert len({to_hex(line.get_color()) for line in ax.lines}) == len({line.get_marker() for line in ax.lines}) == 8
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
@@ -168,14 +169,14 @@ def test_curves_are_told_apart_by_colour_and_marker():
 
 def test_panels():
     part = {"series": {"a": ([0, 1], [1, 2])}, "xlabel": "x", "ylabel": "y", "ticks": ["p", "q"]}
-    made = figures.panels([part | {"title": str(i)} for i in range(3)], columns=2)
+    made = charts.panels([part | {"title": str(i)} for i in range(3)], columns=2)
     assert [ax.get_title() for ax in made.axes] == ["0", "1", "2", ""]
     assert [ax.get_visible() for ax in made.axes] == [True, True, True, False]
     assert [tick.get_text() for tick in made.axes[0].get_xticklabels()] == ["p", "q"]
 
 
 def test_matrix():
-    made = figures.matrix([[1, 10, 100], [0.1, 1, 1000]], row_labels="ab", column_labels="xyz", xlabel="j", ylabel="i")
+    made = charts.matrix([[1, 10, 100], [0.1, 1, 1000]], row_labels="ab", column_labels="xyz", xlabel="j", ylabel="i")
     (ax,) = made.axes
     assert [text.get_text() for text in ax.texts] == ["1", "10", "1e+02", "0.1", "1", "1e+03"]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
@@ -183,20 +184,20 @@ def test_matrix():
 
 def test_a_matrix_with_zeros_is_still_shaded():
     """The diagonal of a distance matrix is 0, whose logarithm is none."""
-    made = figures.matrix([[0, 1], [10, 0]], row_labels="ab", column_labels="ab", xlabel="j", ylabel="i")
+    made = charts.matrix([[0, 1], [10, 0]], row_labels="ab", column_labels="ab", xlabel="j", ylabel="i")
     assert np.isfinite(np.asarray(made.axes[0].images[0].get_array(), dtype=float)).all()
     assert {text.get_color() for text in made.axes[0].texts} == {"black", "white"}
 
 
 def test_a_logarithmic_axis_labels_the_few_values_that_were_measured():
-    few = figures.curves({"a": ([0.5, 2.0], [1, 2]), "b": ([4.0], [3])}, xlabel="x", ylabel="y", log="x").axes[0]
+    few = charts.curves({"a": ([0.5, 2.0], [1, 2]), "b": ([4.0], [3])}, xlabel="x", ylabel="y", log="x").axes[0]
     assert [label.get_text() for label in few.get_xticklabels()] == ["0.5", "2", "4"]
-    many = figures.curves({"a": (range(1, 30), range(1, 30))}, xlabel="x", ylabel="y", log="x").axes[0]
+    many = charts.curves({"a": (range(1, 30), range(1, 30))}, xlabel="x", ylabel="y", log="x").axes[0]
     assert len(many.get_xticks()) < 29
 
 
 def test_markers_can_stand_without_lines():
-    (line,) = figures.curves({"a": ([0, 1], [1, 2])}, xlabel="x", ylabel="y", lines=False).axes[0].lines
+    (line,) = charts.curves({"a": ([0, 1], [1, 2])}, xlabel="x", ylabel="y", lines=False).axes[0].lines
     assert line.get_linestyle() == "None" and line.get_marker() == "o"
 
 
