@@ -324,8 +324,9 @@ def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypa
         pipe("a cat", style_image=style, features=vgg)
 
 
-def test_what_does_not_fit_the_batch_is_refused_at_the_first_step(pipe, style, vgg):
+def test_what_does_not_fit_the_call_is_refused_before_the_network_runs(pipe, style, vgg, monkeypatch):
     pipe.scheduler = scheduler_of("DDIMScheduler")
+    monkeypatch.setattr(type(pipe.unet), "forward", lambda *_, **__: pytest.fail("the network ran"))
     cases = [
         ({"style_scale": (0.1, 0.2)}, "one number or one per image, 1 here, got 2"),
         ({"style_each": True, "style_image": [style, style]}, "2 styles, one for each picture, but 1 pictures"),

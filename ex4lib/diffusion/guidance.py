@@ -46,6 +46,8 @@ CLIPPING = ("scheduler", "first", "never")
 #: Units without a meaning of their own: a shift of ε by its rms forgets what ``mean`` and ``sample`` multiply it with.
 MEANINGLESS = (("mean", "noise"), ("sample", "noise"), ("mean", "correction"))
 
+NO_CORRECTION = "unit 'correction' needs a prompt and a guidance_scale other than 1"
+
 #: Strength along the sampling, as a function of the position u in the window and of the progress p, both in [0, 1).
 RAMPS: dict[str, Callable[[float, float], float]] = {
     "constant": lambda u, p: 1.0,
@@ -192,6 +194,12 @@ def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:
         )
 
 
+def check_count(scales: Sequence[float], batch: int) -> None:
+    """Raise a ValueError for scales that are neither one nor one per image."""
+    if len(scales) not in (1, batch):
+        raise ValueError(f"style_scale must be one number or one per image, {batch} here, got {len(scales)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Situation:
     """What a guided step knows. Tensors are at least float32, have no graph, and are ``(B, C, H, W)`` or ``(B, L, C)``.
@@ -230,6 +238,11 @@ class Situation:
         return self.level.noise_of(self.sample, self.prediction, self.kind)
 
     @functools.cached_property
+    def step(self) -> schedulers.Transition:
+        """Of DDPM and DDIM."""
+        return schedulers.transition(self.scheduler, self.timestep, self.eta, self.variance)
+
+    @functools.cached_property
     def gradient(self) -> tuple[Tensor, Tensor]:
         """The losses ``(B,)`` at x̂0 and their gradient g0."""
         return gradient(self.loss, self.clean)
@@ -255,6 +268,23 @@ class Guided:
     movement: Tensor
     shift: Shift
 
+    def measured(self, level: Level, strength: float, loss: Callable[[Tensor], Tensor] | None) -> dict:
+        """What the trace says of the step (see `sampling.Step`); ``loss`` is that of clean samples, if it is to say it.
+
+        Values by image stay tensors, so that an accelerator is not stopped.
+        """
+        with torch.no_grad():
+            after = None if loss is None else loss(self.clean)
+        return {
+            "noise": level.noise,
+            "strength": strength,
+            "loss": self.shift.loss,
+            "loss_after": after,
+            "gradient_norm": self.shift.gradient_norm,
+            "movement": self.movement,
+            "skipped": self.shift.skipped.sum(),
+        }
+
 
 def guide(here: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
     """Take the gradient and shift the prediction.
@@ -277,15 +307,18 @@ def guide(here: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
     return Guided(prediction, clean, _rms(movement).flatten(), shift)
 
 
-def _through_network(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
-    """Methods ``noise``, ``mean`` and ``sample``."""
-    loss, g, skipped = _pulled(here)
+def _along_the_gradient(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+    """Methods ``noise``, ``mean`` and ``sample``, through the network, and ``noisy``, past it."""
+    loss, g = gradient(here.loss, here.sample) if guidance.method == "noisy" else _pulled(here)
+    g, skipped = _finite(g)
     if guidance.unit == "raw":
-        factor = {"noise": lambda: here.level.noise, "mean": lambda: _mean(here), "sample": lambda: 1 / _response(here)}
-        return Shift(scale * factor[guidance.method]() * g, loss, _norm(g), skipped)
-    size = scale * _rms(here.noise) if guidance.unit == "noise" else scale * _correction(here)
+        factor = here.level.noise
+        if guidance.method in ("mean", "sample"):
+            factor = (here.step.variance if guidance.method == "mean" else 1) / here.step.response
+        return Shift(scale * factor * g, loss, _norm(g), skipped)
+    size = scale * (_rms(here.noise) if guidance.unit == "noise" else _correction(here))
     if guidance.method == "sample":
-        size = size / _response(here)
+        size = size / here.step.response
     return Shift(size * _unit(g), loss, _norm(g), skipped)
 
 
@@ -310,24 +343,14 @@ def _on_the_estimate(here: Situation, guidance: Guidance, scale: Tensor) -> Shif
 def _mixed(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
     """Method ``both``: each of ``noise`` and ``clean`` gets its share of the scale."""
     share = guidance.clean_share
-    through = _through_network(here, dataclasses.replace(guidance, method="noise", inner=1), (1 - share) * scale)
+    through = _along_the_gradient(here, dataclasses.replace(guidance, method="noise", inner=1), (1 - share) * scale)
     clean = _on_the_estimate(here, guidance, share * scale)
     skipped = through.skipped | clean.skipped
     return Shift(through.noise + clean.noise, through.loss, through.gradient_norm, skipped)
 
 
-def _on_the_sample(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
-    """Method ``noisy``."""
-    loss, g = gradient(here.loss, here.sample)
-    g, skipped = _finite(g)
-    if guidance.unit == "raw":
-        return Shift(scale * here.level.noise * g, loss, _norm(g), skipped)
-    size = _rms(here.noise) if guidance.unit == "noise" else _correction(here)
-    return Shift(scale * size * _unit(g), loss, _norm(g), skipped)
-
-
-_METHODS = dict.fromkeys(("noise", "mean", "sample"), _through_network)
-_METHODS |= {"clean": _on_the_estimate, "both": _mixed, "noisy": _on_the_sample}
+_METHODS = dict.fromkeys(("noise", "mean", "sample", "noisy"), _along_the_gradient)
+_METHODS |= {"clean": _on_the_estimate, "both": _mixed}
 
 
 def gradient(loss: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,8 +366,8 @@ def gradient(loss: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, T
     return values.detach(), found
 
 
-def _pulled(here: Situation) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, its gradient in the sample through the network, and where that is not finite.
+def _pulled(here: Situation) -> tuple[Tensor, Tensor]:
+    """Loss, and its gradient in the sample through the network.
 
     x̂0 is linear in sample and prediction, ``x̂0 = p·x + q·f(x)``, so that ``g = p·g0 + q·J_fᵀ g0``.
     """
@@ -352,21 +375,12 @@ def _pulled(here: Situation) -> tuple[Tensor, Tensor, Tensor]:
     size = _rms(g0).clamp_min(torch.finfo(g0.dtype).tiny)
     of_sample, of_prediction = here.level.clean(1.0, 0.0, here.kind), here.level.clean(0.0, 1.0, here.kind)
     g = of_sample * g0 + size * of_prediction * here.pull(g0 / size).to(g0)
-    return loss, *_finite(g)
-
-
-def _mean(here: Situation) -> float | Tensor:
-    step = schedulers.transition(here.scheduler, here.timestep, here.eta, here.variance)
-    return step.variance / step.response
-
-
-def _response(here: Situation) -> float:
-    return schedulers.transition(here.scheduler, here.timestep, here.eta, here.variance).response
+    return loss, g
 
 
 def _correction(here: Situation) -> Tensor:
     if here.correction is None:
-        raise ValueError("unit 'correction' needs a prompt and a guidance_scale other than 1")
+        raise ValueError(NO_CORRECTION)
     return _rms(here.correction)
 
 
@@ -390,11 +404,6 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _per_image(scales: Sequence[float], like: Tensor) -> Tensor:
-    count = like.shape[0]
-    if len(scales) not in (1, count):
-        raise ValueError(f"style_scale must be one number or one per image, {count} here, got {len(scales)}")
-    return (
-        torch.tensor([float(scale) for scale in scales], dtype=like.dtype, device=like.device)
-        .expand(count)
-        .view(-1, *[1] * (like.ndim - 1))
-    )
+    check_count(scales, len(like))
+    scale = torch.tensor([float(scale) for scale in scales], dtype=like.dtype, device=like.device)
+    return scale.expand(len(like)).view(-1, *[1] * (like.ndim - 1))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ex4lib import checks
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
-from ex4lib.diffusion.guidance import THROUGH, Guidance, Situation, check_scheduler, guide
+from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler, guide
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
@@ -56,13 +56,16 @@ class Step:
         """Measurements of a guided step as plain numbers; None for a step without guidance.
 
         Lists by image: the ``loss`` at x̂0, ``loss_after`` the shift (None unless it was asked for), the
-        ``gradient_norm`` and the rms ``movement`` of x̂0. ``skipped`` counts gradients that were not finite. ``seconds``
-        and, on CUDA, ``peak_bytes`` are the cost. They are read from the device here and not earlier.
+        ``gradient_norm`` and the rms ``movement`` of x̂0. ``skipped`` counts gradients that were not finite.
+        ``seconds`` are those of the processor, while an accelerator may still compute. Values are read from the device
+        here and not earlier.
         """
-        if self._measured is None:
-            return None
-        row = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in self._measured.items()}
-        return row | {"seconds": sum(itertools.starmap(_elapsed, row["seconds"]))}
+        return None if self._measured is None else plain(self._measured)
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A trace with lists and numbers in place of tensors."""
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in row.items()}
 
 
 def sample(
@@ -166,17 +169,11 @@ def begin(
 
 
 def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, batch: int, eta: float) -> None:
-    """Raise an error if a scheduler or denoiser cannot follow a guidance.
-
-    Raises:
-        ValueError: a method that needs a mean or a variance which the scheduler does not have; a unit that needs a
-            prompt; scales that do not fit the batch.
-    """
+    """Raise a ValueError if a scheduler, a denoiser or a batch cannot follow a guidance."""
     check_scheduler(guidance, scheduler, eta)
     if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
-        raise ValueError("unit 'correction' needs a prompt and a guidance_scale other than 1")
-    if len(guidance.scales) not in (1, batch):
-        raise ValueError(f"style_scale must be one number or one per image, {batch} here, got {len(guidance.scales)}")
+        raise ValueError(NO_CORRECTION)
+    check_count(guidance.scales, batch)
 
 
 def _check_batch(denoiser: Denoiser, x: Tensor, generator) -> None:
@@ -211,7 +208,10 @@ def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repe
         x = after
         if is_due(x.device, index, total) and not x.isfinite().all():
             raise ValueError(f"the sample is not finite after step {index + 1} of {total} (timestep {time_number})")
-        measured = None if rows[-1] is None else {"index": index, "timestep": time_number} | _merged(rows)
+        measured = rows[-1]
+        if measured is not None:  # of the last run, but all skipped gradients and all the time
+            sums = {name: sum(row[name] for row in rows) for name in ("skipped", "seconds")}
+            measured = {"index": index, "timestep": time_number} | measured | sums
         yield Step(index, total, time_number, level, x, clean, measured, loop.denoiser.space.render)
 
 
@@ -222,28 +222,6 @@ def _renoised(scheduler: SchedulerMixin, after: Tensor, t: int, generator) -> Te
     alpha = now / then
     noise = randn_tensor(after.shape, generator=generator, device=after.device, dtype=after.dtype)
     return alpha**0.5 * after + (1 - alpha) ** 0.5 * noise
-
-
-def _merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The measurements of a step over its runs: the last run's, but all skipped gradients and all the time."""
-    return rows[-1] | {"skipped": sum(row["skipped"] for row in rows), "seconds": [row["seconds"] for row in rows]}
-
-
-def _now(device: torch.device) -> float | torch.cuda.Event:
-    """The time; on CUDA an event, which is read later."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _elapsed(began: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
-    """Seconds between two times."""
-    if isinstance(began, float):
-        return ended - began
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,27 +269,14 @@ class _GuidedLoop(_Loop):
         if not strength or not schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler)):
             with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
                 return super().step(x, t, level, index, total)
-        began, on_cuda = _now(x.device), x.device.type == "cuda"
-        if on_cuda:
-            torch.cuda.reset_peak_memory_stats(x.device)
+        began = time.perf_counter()
         situation, output = self.situation(x, t, level)
         result = guide(situation, self.guidance, strength)
         shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
             after = self.advance(shifted.whole, t, x)
-        row = {
-            "noise": level.noise,
-            "strength": strength,
-            "loss": result.shift.loss,
-            "loss_after": self.measured(result.clean) if self.measure else None,
-            "gradient_norm": result.shift.gradient_norm,
-            "movement": result.movement,
-            "skipped": result.shift.skipped.sum(),
-            "seconds": (began, _now(x.device)),
-        }
-        if on_cuda:
-            row["peak_bytes"] = torch.cuda.max_memory_allocated(x.device)
-        return after, result.clean, row
+        row = result.measured(level, strength, self.loss if self.measure else None)
+        return after, result.clean, row | {"seconds": time.perf_counter() - began}
 
     def situation(self, x: Tensor, t: Tensor, level: Level) -> tuple[Situation, Output]:
         """What `guide` needs to know, and the network's output."""
@@ -334,10 +299,6 @@ class _GuidedLoop(_Loop):
 
     def loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.denoiser.space.decode(clean))
-
-    @torch.no_grad()
-    def measured(self, clean: Tensor) -> Tensor:
-        return self.loss(clean)
 
     def clipping(self, allowed: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if allowed else schedulers.without_clipping(self.scheduler)

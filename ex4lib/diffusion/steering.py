@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_map
 from ex4lib import images, models
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
-from ex4lib.diffusion.guidance import THROUGH, Guidance, Guided, Situation, check_scheduler, guide, settings
+from ex4lib.diffusion.guidance import THROUGH, Guidance, Situation, check_scheduler, guide, settings
 from ex4lib.diffusion.process import Level
-from ex4lib.diffusion.sampling import Step
+from ex4lib.diffusion.sampling import Step, plain
 from ex4lib.features import VGG
 from ex4lib.losses import Objective, style_terms
 from ex4lib.statistics import Statistic, at_least_float32
@@ -324,7 +324,8 @@ class _Session:
                 chosen = dataclasses.replace(self.guidance, method="clean") if note else self.guidance
                 found = guide(here, chosen, strength)
                 model_output = _replaced(model_output, found.prediction)
-                row = self._row(found, index, timestep, level, strength) | {"method": chosen.method}
+                row = {"index": index, "timestep": int(timestep), "method": chosen.method}
+                row |= plain(found.measured(level, strength, self._loss if self.measure else None))
                 row |= {"note": note} if note else {}
                 row["seconds"] = time.perf_counter() - began
                 clean = found.clean
@@ -384,27 +385,12 @@ class _Session:
     def _loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.spaced.decode(clean))
 
-    def _row(self, found: Guided, index: int, timestep, level, strength: float) -> dict:
-        after = self._loss(found.clean).tolist() if self.measure else None
-        return {
-            "index": index,
-            "timestep": int(timestep),
-            "noise": level.noise,
-            "strength": strength,
-            "loss": found.shift.loss.tolist(),
-            "loss_after": after,
-            "gradient_norm": found.shift.gradient_norm.tolist(),
-            "movement": found.movement.tolist(),
-            "skipped": int(found.shift.skipped.sum()),
-        }
-
     def _tell(self, index, total, timestep, level, output, sample, clean, row, result) -> None:
         if clean is None:
             kind, whole = schedulers.prediction_type(self.scheduler), at_least_float32(sample)
             prediction = at_least_float32(output[:, : sample.shape[1]] if sample.ndim == 4 else output)
             clean = schedulers.clip(self.scheduler, level.clean(whole, prediction, kind))
         after = result[0] if isinstance(result, tuple) else result.prev_sample
-        row = None if row is None else row | {"seconds": [(0.0, row["seconds"])]}
         self.on_step(Step(index, total, int(timestep), level, after, clean, row, self.spaced.render))
 
     def _unpacked(self, sample: Tensor) -> Tensor:
