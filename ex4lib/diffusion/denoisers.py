@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -224,7 +225,8 @@ def frozen(*modules: nn.Module, checkpointing: bool = False) -> Iterator[None]:
                 parameter.requires_grad_(False)
                 held.append(parameter)
     try:
-        for module in modules if checkpointing else ():
+        lists = [module if isinstance(module, nn.ModuleList) else [module] for module in modules]  # illusions have two
+        for module in itertools.chain(*lists) if checkpointing else ():
             if not module.is_gradient_checkpointing:
                 module.enable_gradient_checkpointing()
                 switched.append(module)

@@ -86,22 +86,6 @@ def patches(count: int = 4, seed: int = 0) -> View:
     return View(f"{count} x {count} patches", lambda x: shuffle(x, order), lambda x: shuffle(x, order.argsort()))
 
 
-class _Networks(nn.ModuleList):
-    """Several networks that switch gradient checkpointing together, as one network of diffusers does."""
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return all(network.is_gradient_checkpointing for network in self)
-
-    def enable_gradient_checkpointing(self) -> None:
-        for network in self:
-            network.enable_gradient_checkpointing()
-
-    def disable_gradient_checkpointing(self) -> None:
-        for network in self:
-            network.disable_gradient_checkpointing()
-
-
 class _Composite:
     """What the library asks of a denoiser, answered by the first of several."""
 
@@ -112,7 +96,7 @@ class _Composite:
         first = self.denoisers[0]
         self.space, self.embeddings, self.guidance_scale = first.space, first.embeddings, first.guidance_scale
         networks = list({id(denoiser.unet): denoiser.unet for denoiser in self.denoisers}.values())
-        self.unet = networks[0] if len(networks) == 1 else _Networks(networks)
+        self.unet = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 
 from ex4lib import models
 from ex4lib.diffusion.denoisers import Denoiser, Latents, paired_prompts
+from ex4lib.diffusion.guidance import check_scheduler, settings
 from ex4lib.diffusion.steering import StyleObjective as StyleObjective
 from ex4lib.diffusion.steering import guided
 
@@ -78,6 +79,10 @@ class _StyleGuided:
         context = contextlib.nullcontext([])
         if style_image is not None:
             context = guided(self, style_image, **style)
+            chosen = settings(style.get("guidance", "full"), style_scale=style.get("style_scale"))
+            if chosen.is_on:
+                given = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
+                check_scheduler(chosen, self.scheduler, given.get("eta", 0.0))
         elif style.get("style_scale"):
             raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
         with context as trace:

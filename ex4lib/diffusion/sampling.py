@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -144,13 +143,6 @@ def begin(
     Raises:
         ValueError: a scheduler, timesteps or a start that are not accepted.
     """
-    trained = schedulers.check(scheduler).config.num_train_timesteps
-    if isinstance(steps, (Sequence, Tensor)) and not (isinstance(steps, Tensor) and steps.ndim == 0):
-        steps = [checks.integer(t, "each of steps", low=0, high=trained - 1) for t in steps]
-        if not steps or any(earlier <= later for earlier, later in itertools.pairwise(steps)):
-            raise ValueError(f"steps must be falling timesteps, at least one, got {checks.describe(steps)}")
-    else:
-        steps = checks.integer(steps, "steps", low=1, high=trained)
     scheduler = schedulers.timed(scheduler, steps, device=device)
     start = checks.integer(start, "start", low=0, high=len(scheduler.timesteps) - 1)
     if start == 0:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -18,26 +19,14 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from ex4lib import checks
 from ex4lib.diffusion.process import PREDICTIONS, Level
 
 #: Samples of variance preserving schedulers are √ᾱ·x0 + √(1-ᾱ)·ε, those of exploding ones x0 + σ·ε, and those of
 #: rectified flow (1-σ)·x0 + σ·ε.
-PRESERVING = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "LCMScheduler",
-)
-EXPLODING = (
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-)
+PRESERVING = ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "LCM")
+EXPLODING = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete")
+PRESERVING, EXPLODING = (tuple(f"{name}Scheduler" for name in names) for names in (PRESERVING, EXPLODING))
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 #: For networks that predict noise, v or the clean sample, and so with one noise schedule among them.
 SUPPORTED = PRESERVING + EXPLODING
@@ -89,21 +78,22 @@ def timed(
     """A copy of the scheduler, ready to run.
 
     Arguments:
-        steps: a number of steps, or the timesteps themselves where the scheduler accepts them.
+        steps: a number of steps, or the falling timesteps themselves where the scheduler accepts them.
 
     Raises:
-        ValueError: a number of steps that is impossible, or timesteps for a scheduler that accepts none.
+        ValueError: steps that are impossible, or timesteps for a scheduler that accepts none.
     """
     scheduler = copy.deepcopy(check(scheduler))
-    if isinstance(steps, int):
-        trained = scheduler.config.num_train_timesteps
-        if not 1 <= steps <= trained:
-            raise ValueError(f"num_inference_steps must be between 1 and {trained}, got {steps}")
-        scheduler.set_timesteps(steps, device=device)
-    elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(timesteps=list(steps), device=device)
-    else:
+    trained = scheduler.config.num_train_timesteps
+    if not isinstance(steps, (Sequence, Tensor)) or (isinstance(steps, Tensor) and steps.ndim == 0):
+        scheduler.set_timesteps(checks.integer(steps, "steps", low=1, high=trained), device=device)
+        return scheduler
+    steps = [checks.integer(t, "each of steps", low=0, high=trained - 1) for t in steps]
+    if not steps or any(earlier <= later for earlier, later in itertools.pairwise(steps)):
+        raise ValueError(f"steps must be falling timesteps, at least one, got {checks.describe(steps)}")
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
         raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not timesteps")
+    scheduler.set_timesteps(timesteps=steps, device=device)
     return scheduler
 
 

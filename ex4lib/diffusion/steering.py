@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import threading
 import time
 import warnings
@@ -28,7 +29,16 @@ from torch.utils._pytree import tree_map
 from ex4lib import images, models
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
-from ex4lib.diffusion.guidance import THROUGH, Guidance, Situation, check_scheduler, guide, settings
+from ex4lib.diffusion.guidance import (
+    NO_CORRECTION,
+    THROUGH,
+    Guidance,
+    Situation,
+    check_count,
+    check_scheduler,
+    guide,
+    settings,
+)
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import Step, plain
 from ex4lib.features import VGG
@@ -186,6 +196,9 @@ def guided(
             "the pipeline offloads parts of its network, through which gradients cannot be taken: use "
             "guidance=Guidance(method='clean') or enable_model_cpu_offload"
         )
+    if chosen.unit == "correction" and "UNet2DModel" in _classes(network):
+        raise ValueError(NO_CORRECTION)
+    check_scheduler(chosen, pipe.scheduler, 1.0 if "eta" in inspect.signature(pipe.__call__).parameters else 0.0)
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
     if callable(style):
         objective = style
@@ -299,16 +312,39 @@ class _Session:
         self.began = self.began or time.perf_counter()
         self.ids = kwargs.get("img_ids", self.ids)
         through = self.guidance.method in THROUGH
+        if not self.steps and not self.calls:
+            self._check_first(len(kwargs[self._name(kwargs)] if self._name(kwargs) else args[0]))
         if not (through or self.guidance.unit == "correction") or not self._comes(args, kwargs):
             return original(*args, **kwargs)
         with torch.inference_mode(False), torch.set_grad_enabled(through):
             args, kwargs = tree_map(_usable, (args, kwargs))
-            name = next((name for name in ("sample", "hidden_states") if name in kwargs), None)
+            name = self._name(kwargs)
             leaf = (kwargs[name] if name else args[0]).detach().requires_grad_(through)
             args, kwargs = (args, kwargs | {name: leaf}) if name else ((leaf, *args[1:]), kwargs)
             output = original(*args, **kwargs)
         self.calls = [*self.calls[1 - MOST_CALLS :], _Call(leaf, output[0])]
         return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
+
+    @staticmethod
+    def _name(kwargs: dict) -> str | None:
+        """Of the network's sample, if it was given by name."""
+        return next((name for name in ("sample", "hidden_states") if name in kwargs), None)
+
+    def _check_first(self, rows: int) -> None:
+        """Refuse, before the network runs, what its first call shows not to fit.
+
+        A call holds each sample once, or two or three times where a prompt guides.
+        """
+        prompted = getattr(self.pipe, "do_classifier_free_guidance", None)
+        if prompted is False and self.guidance.unit == "correction":
+            raise ValueError(NO_CORRECTION)
+        copies = (1, 2, 3) if prompted is None else (2, 3) if prompted else (1,)
+        batches = [rows // count for count in copies if rows % count == 0] or [rows]
+        styles = getattr(self.objective, "count", None)
+        if styles is not None and styles not in batches:
+            raise ValueError(f"there are {styles} styles, one for each picture, but {min(batches)} pictures")
+        if len(self.guidance.scales) not in batches:
+            check_count(self.guidance.scales, min(batches))
 
     def step(self, original: Callable, model_output: Tensor, timestep, sample: Tensor, *rest, **options):
         """``scheduler.step`` with the prediction shifted, if this step is guided."""
@@ -489,12 +525,15 @@ def _replaced(output: Tensor, prediction: Tensor) -> Tensor:
 def _network(pipe) -> nn.Module:
     for name in ("transformer", "unet"):
         network = getattr(pipe, name, None)
-        classes = {cls.__name__ for cls in type(getattr(network, "_orig_mod", network)).__mro__}
-        if classes & set(NETWORKS) and not {"movq", "vqvae"} & set(pipe.components):
+        if _classes(network) & set(NETWORKS) and not {"movq", "vqvae"} & set(pipe.components):
             return network
     raise ValueError(
         f"style guidance supports the pipelines of {', '.join(NETWORKS.values())}, got {type(pipe).__name__}"
     )
+
+
+def _classes(network: nn.Module | None) -> set[str]:
+    return {cls.__name__ for cls in type(getattr(network, "_orig_mod", network)).__mro__}
 
 
 def _space(pipe, decoder: nn.Module | None, device: torch.device, unpack: Callable) -> Latents | Pixels:
@@ -524,9 +563,10 @@ def _offloads_parts(network: nn.Module) -> bool:
 
 
 class _Style:
-    """A `StyleObjective` for whatever size the pictures have."""
+    """A `StyleObjective` for whatever size the pictures have; ``count`` styles if there is one for each."""
 
     def __init__(self, network: VGG, styles: Sequence[Tensor], longest: int | None, **options):
+        self.count = len(styles) if options["style_each"] else None
         self.at = functools.lru_cache(
             lambda size: StyleObjective(network, styles, tuple(size), longest=longest, **options)
         )
