@@ -31,7 +31,6 @@ from .sampling import (
     draw_latent,
     draw_pixels,
     grid,
-    pick_device,
     reconstruct,
 )
 from .styled import LOOK_NAMES
@@ -275,7 +274,7 @@ def evaluate(only: str = "") -> None:
 
     if only and only not in EVALUATIONS:
         raise ValueError(f"only must be one of {', '.join(EVALUATIONS)}, not {only!r}.")
-    device, scenes = pick_device(), Pictures("held-out", size=networks.SIZES["vae"])
+    device, scenes = models.device(), Pictures("held-out", size=networks.SIZES["vae"])
     judge = Judge(MODELS / "mini-judge", device) if (MODELS / "mini-judge" / "config.json").exists() else None
     for name in [only] if only else EVALUATIONS:
         if (MODELS / name).exists():
