@@ -61,7 +61,10 @@ def partners(found: Mapping[str, Any], ids: Sequence[str]) -> list[dict[str, str
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """What is handed in: what git would keep, without the finished runs; without git all but builds and caches."""
+    """What is handed in: what git would keep, without finished runs and the weights to continue training from.
+
+    Without git it is everything but builds and caches.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=root,
@@ -73,8 +76,9 @@ def files(root: Path = ROOT) -> list[Path]:
         found = [root / name for name in listed.stdout.split("\0") if name]
     else:
         found = [p for p in root.rglob("*") if not _NOT_OURS & set(p.relative_to(root).parts)]
-    runs = root / "figures" / "runs"
-    return sorted(path for path in found if path.is_file() and path.suffix != ".zip" and runs not in path.parents)
+    left_out = (root / "figures" / "runs", root / "training" / "weights")
+    kept = (path for path in found if path.is_file() and path.suffix != ".zip")
+    return sorted(path for path in kept if not any(folder in path.parents for folder in left_out))
 
 
 def packed(folder: str, contents: Mapping[str, bytes]) -> bytes:

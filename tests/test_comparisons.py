@@ -75,7 +75,8 @@ def test_overview_and_curves_carry_intervals_and_counts():
     assert [point[0] for point in x] == [0.75, 2.5] and len(y[0]) == 3
 
 
-def test_conditions_report_on_other_paintings_than_the_choice():
+def test_conditions_report_on_other_paintings_than_the_choice(monkeypatch):
+    monkeypatch.setenv("EX4_PROFILE", "full")
     found = comparisons.conditions()
     assert found["guided, Gram"].pictures == 4 * 5 * 8 and found["unguided"].pictures == 4 * 8
     assert len(comparisons.curve("guided, Gram", found)) == len(comparisons.curve("transfer, MeanVar", found)) == 3

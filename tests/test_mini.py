@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from training import mini, networks
 from training.mini import Budget, Training, checkpoint_path, train
@@ -17,6 +17,8 @@ from training.recipe import MODELS, Recipe, generator, to_tensor
 from training.recipes import RECIPES, Diffusion, latent_scheduler, styled_variant
 from training.styled import LOOK_NAMES, NO_LOOK, StyledScenes, strange
 from training.texture import texture_error, texture_network
+
+WEIGHTS = Path(mini.__file__).parent / "weights"  # the older models in the package know an older world
 
 
 def shipped(*parts):
@@ -162,10 +164,18 @@ def test_a_saved_tokenizer_reads_back(tmp_path):
         assert again(caption).input_ids == words(caption).input_ids
 
 
-@shipped("mini-sd/tokenizer")
-def test_the_committed_tokenizer_is_the_one_that_training_uses():
-    shipped_words = CLIPTokenizer.from_pretrained(MODELS / "mini-sd" / "tokenizer")
-    assert shipped_words.get_vocab() == networks.tokenizer().get_vocab()
+def test_the_committed_tokenizers_are_the_one_that_training_uses():
+    folders = [WEIGHTS / "mini-sd" / "tokenizer", WEIGHTS / "mini-judge"]
+    for folder in folders:
+        assert CLIPTokenizer.from_pretrained(folder).get_vocab() == networks.tokenizer().get_vocab()
+
+
+def test_the_weights_to_continue_from_fit_the_networks():
+    AutoencoderKL.from_pretrained(WEIGHTS / "mini-sd" / "vae").load_state_dict(networks.vae().state_dict())
+    words = networks.tokenizer()
+    towers = CLIPTextModel.from_pretrained(WEIGHTS / "mini-sd" / "text_encoder"), networks.mini_clip(words).text_model
+    assert len(list(towers[0].parameters())) == len(list(towers[1].parameters()))
+    CLIPModel.from_pretrained(WEIGHTS / "mini-judge").load_state_dict(networks.mini_judge(words).state_dict())
 
 
 @shipped("mini-sd/unet", "mini-sd/vae", "mini-sd/text_encoder")
