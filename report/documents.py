@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "report" / "manifest.json"
 MODELS = ROOT / "ex4lib" / "assets" / "models"
 _USES = re.compile(r"\b(shown|of|card)\(\s*\"([\w-]+)\"")
-_IMPORTS = re.compile(r"\b(?:import|include) \"([\w./-]+\.typ)\"|bibliography\(\"([\w./-]+)\"")
+_IMPORTS = re.compile(r"\b(?:import|include) \"([\w./-]+\.typ)\"|(?:bibliography|toml)\(\"([\w./-]+)\"")
 _COMMENT = re.compile(r"(?m)^\s*//.*$")
 
 
@@ -35,7 +35,9 @@ class Document:
 
 
 EX4 = Document(ROOT / "report" / "ex4.typ", ROOT / "ex4.pdf")
+CS180 = Document(ROOT / "report" / "cs180.typ", ROOT / "report" / "cs180.pdf")
 ASSIGNMENT4 = Document(ROOT / "report" / "assignment4.typ", ROOT / "report" / "assignment4.pdf")
+DOCUMENTS = (EX4, CS180, ASSIGNMENT4)
 
 
 def used(source: Path) -> tuple[set[str], set[str]]:
@@ -116,7 +118,7 @@ def compile_report(source: Path, target: Path) -> None:
 
 
 def _parts(source: Path) -> dict[str, Path]:
-    """The source, what it imports and includes, and its bibliography, by their paths beside it."""
+    """The source and what it imports, includes or reads, by their paths beside it."""
     found, waiting = {}, [source.resolve()]
     while waiting:
         part = waiting.pop()

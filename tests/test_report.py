@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from documents import ASSIGNMENT4, EX4, Document, compile_report, inputs, publish, stale, used
+from documents import CS180, DOCUMENTS, EX4, Document, compile_report, inputs, publish, stale, used
 from PIL import Image
 
 from ex4lib.figures import SUFFIXES
@@ -22,6 +22,9 @@ IN_NOTEBOOKS_ONLY = (
     *("01_explorer", "03_explorer", "04_explorer", "05_explorer", "07_explorer"),
     # Steps towards a figure of the report, which has the same in it and more.
     *("01_filmstrip", "01_one_layer", "01_prior", "02_statistics", "07_hybrid_pictures"),
+    # Further settings of what the report shows; their tiles would be too small in print.
+    *("03_choices", "03_extras", "03_sweep", "04_scales", "04_traces"),
+    *("05_calibration", "05_methods", "05_schedulers"),
     # Curves whose numbers the report's text gives.
     *("07_style_transfer_numbers", "08_guidance_scores"),
 )
@@ -116,7 +119,7 @@ def test_a_jpeg_goes_in_as_it_is(folder, tmp_path):
     assert content[len(content) // 2 : len(content) // 2 + 1000] in (tmp_path / "report.pdf").read_bytes()
 
 
-@pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.target.name)
 def test_the_committed_pdf_is_what_the_committed_figures_make(document, monkeypatch):
     monkeypatch.setenv("EX4_FIGURES", str(ROOT / "figures"))
     assert [name for name in stale(document) if not name.startswith("exported/")] == []  # those are a user's own
@@ -174,7 +177,7 @@ def test_parts_and_cards_are_read_from_their_sources_and_comments_are_not(tmp_pa
         inputs(source)
 
 
-@pytest.mark.parametrize("document", [EX4, ASSIGNMENT4], ids=lambda document: document.target.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.target.name)
 def test_every_figure_of_a_report_is_there_and_has_a_caption(document):
     shown, read = used(document.source)
     metrics = _committed_rows()
@@ -185,7 +188,7 @@ def test_every_figure_of_a_report_is_there_and_has_a_caption(document):
 
 def test_every_figure_is_shown():
     figures = set(_committed_figures())
-    shown = used(EX4.source)[0] | used(ASSIGNMENT4.source)[0]
+    shown = set().union(*(used(document.source)[0] for document in DOCUMENTS))
     assert sorted(figures - shown - set(IN_NOTEBOOKS_ONLY)) == []
     assert sorted(shown & set(IN_NOTEBOOKS_ONLY)) == []
     assert sorted(set(IN_NOTEBOOKS_ONLY) - figures) == []
@@ -208,8 +211,9 @@ def test_the_report_compiles_on_figures_of_the_full_profile(monkeypatch, tmp_pat
     metrics["09_pds"]["values"]["left_out"] = {}
     metrics["05_guided"]["weights"] = {"vgg19": "0123", "pipeline": "4567-89ab"}
     monkeypatch.setenv("EX4_FIGURES", str(_linked(tmp_path / "figures", metrics)))
-    compile_report(EX4.source, tmp_path / "ex4.pdf")
-    assert (tmp_path / "ex4.pdf").read_bytes().startswith(b"%PDF-")
+    for document in (EX4, CS180):
+        compile_report(document.source, tmp_path / document.target.name)
+        assert (tmp_path / document.target.name).read_bytes().startswith(b"%PDF-")
 
 
 def test_exported_figures_are_appended_as_a_gallery(monkeypatch, tmp_path):
