@@ -13,7 +13,6 @@ from ex4lib.diffusion.illusions import FLIP, low_pass
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
-from experiments import comparisons
 from experiments.drawings import interval, stack
 from experiments.loops import VIEWS, Model, TwoDistances, TwoViews, enlarged, looped, native
 from experiments.store import Run, stored
@@ -107,8 +106,14 @@ def distances(pictures: Tensor) -> tuple[Tensor, Tensor]:
 def table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Alignment, concealment and agreement of each row, means with 95 % intervals, as text."""
     names = ("alignment", "concealment", "agreement")
-    summaries = {label: {name: interval(found[name]) for name in names} for label, found in rows.items()}
-    return comparisons.table(summaries, dict(zip(names, names, strict=True)))
+    cells = [["", *names]]
+    for label, found in rows.items():
+        cells.append([label, *("{:.3f} ({:.3f}, {:.3f})".format(*interval(found[name])) for name in names)])
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return "\n".join(
+        f"{label:{first}}" + "".join(f"{cell:>{width + 3}}" for cell, width in zip(row, widths, strict=True))
+        for label, *row in cells
+    )
 
 
 def through_latents(pipe: StyleGuidedStableDiffusionPipeline, picture: Tensor) -> Run:

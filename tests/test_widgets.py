@@ -450,7 +450,8 @@ GUIDED = {"style_scale": 0.4, "window": (0.25, 0.75), "ramp": "late", "style_los
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_guided_stable_diffusion_is_the_pipeline(stable, own, scheduler, monkeypatch):
-    vgg = random_network("vgg16").float()
+    vgg = random_network("vgg16")
+    stable.to(torch.float64)  # in single precision, rounding grows where the gradient is small
     explorer = widgets.guided_stable_diffusion(
         pipe=stable, features=vgg, pictures=own, painting="mine", prompt="a castle", scheduler=scheduler,
         guidance_scale=3.0, **GUIDED,
@@ -465,7 +466,8 @@ def test_guided_stable_diffusion_is_the_pipeline(stable, own, scheduler, monkeyp
         style_loss="meanvar", features=vgg, num_inference_steps=4, guidance_scale=3.0, generator=seeded(5),
         output_type="pt",
     )  # fmt: skip
-    assert torch.equal(result.image, found.images)
+    difference = (result.image - found.images).abs().max()  # the explorer runs the library's own loop
+    assert difference < 1e-6, difference
     assert [loss for loss in result.losses if loss is not None] == pytest.approx(
         [row["loss"][0] for row in found.trace]
     )

@@ -127,8 +127,10 @@ def position(scheduler: SchedulerMixin, timestep: Tensor | float | None) -> int 
         return None
     if hasattr(scheduler, "index_for_timestep"):
         return int(scheduler.index_for_timestep(timestep))
-    equal = (scheduler.timesteps == timestep).nonzero()
-    return int(equal[0]) if len(equal) else None
+    equal = (scheduler.timesteps == timestep).flatten().nonzero().flatten().tolist()
+    if len(equal) > 1 and getattr(scheduler, "counter", None) in equal:
+        return scheduler.counter  # PNDM runs a timestep twice and counts its calls
+    return equal[0] if equal else None
 
 
 def is_guidable(level: Level, kind: str) -> bool:
