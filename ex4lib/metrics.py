@@ -163,7 +163,9 @@ def psnr(image: ImageSource, reference: ImageSource) -> float:
 
 
 def _pictures(image: ImageSource, other: ImageSource, argument: str = "style") -> tuple[Tensor, Tensor]:
-    return images.picture(image, "image"), images.picture(other, argument)
+    """Both pictures, on the first one's device."""
+    image = images.picture(image, "image")
+    return image, images.picture(other, argument).to(image.device)
 
 
 def _judged(picture: Tensor, network: VGG, image: Tensor) -> Tensor:

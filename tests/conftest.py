@@ -1,13 +1,33 @@
-"""Fixtures shared by all rooms: small networks, pictures, and an environment that touches nothing outside a test."""
+"""Fixtures that tests share: small networks, pictures, a device, and an environment that touches nothing outside."""
+
+import importlib
 
 import pytest
 import torch
 from torchvision.models import vgg
 
 from ex4lib import models
+from tests.devices import far_device
 from tests.random_models import random_network
 
 torch.set_num_threads(1)  # one count for all machines, and no waiting for each other on busy ones
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="device of the tests in test_devices.py")
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """CUDA with ``--device cuda``; else a device that does not exist, on which the mixing of devices shows."""
+    if request.config.getoption("--device") == "cuda":
+        yield torch.device("cuda")
+        return
+    module = importlib.import_module("torch.optim.optimizer")
+    kinds = module._get_fused_kernels_supported_devices()
+    monkeypatch.setattr(module, "_get_fused_kernels_supported_devices", lambda: [*kinds, far.type])
+    with far_device() as far:
+        yield far
 
 
 @pytest.fixture(autouse=True)
