@@ -190,6 +190,9 @@ class _SecondMoment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, weights: Tensor | None) -> Tensor:
         ctx.save_for_backward(features, weights)
+        if weights is None and features.is_cuda and features.itemsize == 2 and hasattr(torch.ops.aten.bmm, "dtype"):
+            rows = _rows(features)  # tensor cores multiply half precisions and add in float32 (torch 2.8 and later)
+            return torch.bmm(rows.mT, rows, out_dtype=torch.float32) / rows.shape[1]
         rows = _rows(at_least_float32(features))
         weighted = rows if weights is None else rows * weights
         return weighted.mT @ rows / rows.shape[1]

@@ -72,3 +72,21 @@ def test_the_benchmarks_of_diffusion_measure_what_they_say(tmp_path, monkeypatch
     assert step.trace["gradient_norm"][0] > 0 and by_hand.isfinite().all()
     rows = distillation.overhead(repeats=1)
     assert rows[0]["ratio"] > 0 and distillation.memory("pds") >= 0
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch):
+    """Every kind of row, and one that fails is a sentence."""
+    gpu = script("gpu")
+    run = gpu.Run(torch.device("cpu"), True, tmp_path / "gpu.json")
+    monkeypatch.setattr(gpu, "MODES", [gpu.MODES[0], gpu.MODES[4]])
+    run.end = gpu.time.perf_counter() + 600
+    for name in gpu.UNETS:
+        gpu._configuration(run, name, 64, torch.float32)
+    gpu._evaluation(run, 32, "float32")
+    gpu.batches(run)
+    run.attempt("a row", lambda: 1 / 0)
+    written = gpu.json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["mode"] for row in written["guidance"]] == ["unguided", "full, tiny, checkpointing"] * 2
+    assert all(row["ratio"] > 0 and not row["note"] for row in written["guidance"])
+    assert written["transfer"][0]["ratio"] > 0 and len(written["batches"]) == 6
+    assert written["failures"] == ["a row failed: ZeroDivisionError: division by zero"]

@@ -14,7 +14,7 @@ from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.diffusion.steering import StyleObjective, guided
 from ex4lib.judge import Judge
-from ex4lib.statistics import STATISTICS
+from ex4lib.statistics import STATISTICS, second_moment
 from experiments import measures
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
 from tests.test_steering_families import autoencoder, stable_diffusion, unet
@@ -87,6 +87,24 @@ def test_transfer(device, vgg, painting, loss):
     assert all(right(step.image, device) and right(step.loss, device) for step in steps)
     found = transfer.stylize(vgg, painting, painting, start="statistics", generator=seeded(), **options)
     assert right(found.image, device) and found.evaluations == 3
+
+
+@pytest.mark.parametrize("precision", (torch.bfloat16, torch.float16))
+def test_half_precision(device, painting, precision):
+    """Products of half precisions are added in float32, whatever the hardware multiplies."""
+    features = drawn(device, 2, 24, 40, 33).to(precision).requires_grad_()
+    moment, exact = second_moment(features), second_moment(features.double())
+    assert moment.dtype == torch.float32
+    torch.testing.assert_close(moment, exact.float(), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(moment.square().sum(), features)
+    (expected,) = torch.autograd.grad(exact.square().sum(), features)
+    torch.testing.assert_close(gradient.float(), expected.float(), rtol=0.03, atol=0)
+    network = random_network("vgg16").float()
+    network.convolutions.to(precision)
+    network = network.to(device)
+    recipe = transfer.Recipe(content_layers=("relu2_2",), style_layers=("relu1_1", "relu2_1"), layer_weights=None)
+    found = transfer.stylize(network, painting, painting.flip(1), recipe=recipe, size=SIZE, evaluations=3)
+    assert right(found.image, device)
 
 
 def test_texture_inversion_and_calibration(device, vgg, painting):
