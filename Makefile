@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: report notebooks recompute test test-lowest test-slow browser lint lab bench submission clean
+.PHONY: report notebooks recompute test test-lowest test-slow fuzz browser lint lab bench submission clean
 .DEFAULT_GOAL := report
 
 $(READY): requirements.txt pyproject.toml
@@ -39,6 +39,9 @@ test-lowest:          ## the fast tests with the oldest versions that requiremen
 
 test-slow: $(READY) browser
 	$(PY) -m pytest -m slow
+
+fuzz: $(READY)        ## thousands of random bad inputs, by hand: many minutes
+	$(PY) -m pytest -m fuzz
 
 browser:              ## chromium, for the test of the explorers; from Debian where there is none
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \

@@ -147,7 +147,7 @@ def test_300_calls(capfd):
     calls(300, 0, capfd)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_10_000_calls(capfd):
     calls(10_000, 1, capfd)
 
@@ -205,6 +205,6 @@ def test_60_commands(monkeypatch, capfd, tmp_path):
     commands(60, 0, monkeypatch, capfd, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_1_000_commands(monkeypatch, capfd, tmp_path):
     commands(1000, 1, monkeypatch, capfd, tmp_path)
