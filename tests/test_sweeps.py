@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -113,6 +114,7 @@ def test_two_processes_give_one_s_table_and_draw_nothing_twice(tmp_path):
             "EX4_FIGURES": str(tmp_path / name),
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": str(Path(sweeps.__file__).parents[1]),  # experiments are not installed
         }
         subprocess.run(command, check=True, env=environment, timeout=600)
         with open(tmp_path / f"{name}.csv") as file:
