@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ex4lib import checks, images
-from ex4lib.diffusion.distillation import Canvas, Step, distil
-from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD
 from ex4lib.images import ImageSource
+from experiments.distillation.loop import Canvas, Step, distil
+from experiments.distillation.rules import DDS, PDS, SDS, VSD
 
 RULES = {"sds": SDS, "vsd": VSD, "pds": PDS, "dds": DDS}
 #: The KAIST assignment's classifier-free guidance and number of updates, by loss; DDS, which it lacks, uses PDS's.

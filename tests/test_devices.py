@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ex4lib import colour, losses, metrics, transfer
-from ex4lib.diffusion import distillation, editing, illusions, schedulers, scores
+from ex4lib.diffusion import editing, illusions, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.sampling import finish, sample
@@ -16,6 +16,7 @@ from ex4lib.diffusion.steering import StyleObjective, guided
 from ex4lib.judge import Judge
 from ex4lib.statistics import STATISTICS, second_moment
 from experiments import measures
+from experiments.distillation import loop, rules
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
 from tests.test_steering_families import autoencoder, stable_diffusion, unet
 
@@ -199,10 +200,10 @@ def test_distillation(device, vgg, painting, name):
     target, source = denoiser(device, seed=1), denoiser(device, seed=2)
     clean = torch.rand(1, 4, 16, 16, generator=seeded(3))
     parts = [source, clean] if name in ("DDS", "PDS") else []
-    rule = getattr(scores, name)(target, *parts, ddim())
-    canvas = distillation.Canvas(clean).to(device)
+    rule = getattr(rules, name)(target, *parts, ddim())
+    canvas = loop.Canvas(clean).to(device)
     options = {"objective": StyleObjective(vgg, [painting], (SIZE, SIZE)), "generator": seeded(), "warm_up": 0}
-    for step in distillation.distil(rule, canvas, target.space, steps=12, **options):
+    for step in loop.distil(rule, canvas, target.space, steps=12, **options):
         assert right(step.clean, device) and step.loss.device.type == device.type
     assert right(step.image, device) and step.gradient_rms > 0
 

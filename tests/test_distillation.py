@@ -8,15 +8,15 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ex4lib.diffusion import distillation
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
-from ex4lib.diffusion.distillation import Canvas, distil
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, posterior_mean
-from ex4lib.diffusion.scores import DDS, PDS, SDS, VSD, Adapter, literal_coefficient, tweedie_coefficients
 from ex4lib.optimisation import PATIENCE
 from experiments.assignment import distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork
+from experiments.distillation import loop
+from experiments.distillation.loop import Canvas, distil
+from experiments.distillation.rules import DDS, PDS, SDS, VSD, Adapter, literal_coefficient, tweedie_coefficients
 from tests.random_models import save_stable_diffusion
 
 D = torch.float64
@@ -321,7 +321,7 @@ def test_too_many_failures_end_the_loop_and_a_failing_start_is_an_error():
 
 def test_failures_are_also_found_when_they_are_read_late(monkeypatch):
     """As on an accelerator: read at every tenth update, but never in the picture."""
-    monkeypatch.setattr(distillation, "is_due", lambda device, index, total: (index + 1) % 10 == 0)
+    monkeypatch.setattr(loop, "is_due", lambda device, index, total: (index + 1) % 10 == 0)
     with pytest.warns(RuntimeWarning, match="update 10: 2 of 10 not finite"):
         steps = list(distil(Failing({3, 4}), Canvas(torch.zeros(1, 3, 4, 4)), Pixels(), steps=20))
     assert [step.index for step in steps if step.note] == [9] and len(steps) == 20

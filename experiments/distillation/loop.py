@@ -1,6 +1,6 @@
 """Score distillation: a picture, or anything that renders one, optimised by a diffusion model's score.
 
-θ are the parameters of a canvas and ``x0 = g(θ)`` is the clean sample it renders. A rule of `scores` gives the gradient
+θ are the parameters of a canvas and ``x0 = g(θ)`` is the clean sample it renders. A rule of `rules` gives the gradient
 in x0, and `distil` applies the chain rule through g.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ex4lib import checks
 from ex4lib.diffusion.sampling import is_due
-from ex4lib.diffusion.scores import descend, level
 from ex4lib.optimisation import PATIENCE
+from experiments.distillation.rules import descend, level
 
 
 class Rule(Protocol):
