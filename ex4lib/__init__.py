@@ -28,7 +28,7 @@ _MODULES = {
     ),
 }
 _HOME = {name: f"ex4lib.{module}" for module, names in _MODULES.items() for name in names}
-_SUBMODULES = ("colour", "diffusion", "features", "figures", "images", "losses", "metrics", "models", "optimisation")
+_SUBMODULES = ("colour", "diffusion", "features", "figures", "images", "losses", "models", "optimisation")
 _SUBMODULES += ("statistics", "transfer", "widgets")
 
 __all__ = sorted([*_HOME, *_SUBMODULES])

@@ -16,14 +16,14 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ex4lib import colour, images, metrics, models, transfer
+from ex4lib import colour, images, models, transfer
 from ex4lib.diffusion import pipelines, schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.features import VGG
 from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
-from experiments import measures
+from experiments import measures, metrics
 from experiments.store import Run, stored
 
 #: Paintings and prompts on which a setting is chosen, and those on which it is reported.

@@ -9,8 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ex4lib import figures, images, metrics
+from ex4lib import figures, images
 from ex4lib.features import VGG
+from experiments import metrics
 
 LETTERS = "ABC"
 

@@ -19,8 +19,8 @@ from ex4lib import colour, images
 from ex4lib.features import BLOCKS, VGG
 from ex4lib.files import optional
 from ex4lib.images import ImageSource
-from ex4lib.metrics import NEAREST_LAYERS, middle_square, single_pair, style_distances
 from ex4lib.statistics import at_least_float32
+from experiments.metrics import NEAREST_LAYERS, middle_square, single_pair, style_distances
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ex4lib import images, metrics, models
+from ex4lib import images, models
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.features import VGG
-from experiments import measures
+from experiments import measures, metrics
 from experiments.drawings import (
     CHOICE_PAINTINGS,
     CHOICE_PROMPTS,

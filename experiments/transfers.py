@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ex4lib import images, metrics
+from ex4lib import images
 from ex4lib import transfer as recipes
 from ex4lib.features import VGG
 from ex4lib.losses import Objective, calibrate
 from ex4lib.optimisation import Step, finish, optimise
 from ex4lib.statistics import STATISTICS
-from experiments import measures
+from experiments import measures, metrics
 from experiments.store import Run, stored
 
 

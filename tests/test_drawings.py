@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from ex4lib import metrics
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
 from ex4lib.judge import Judge
-from experiments import drawings, measures
+from experiments import drawings, measures, metrics
 from tests.random_models import random_network, save_ddpm, save_judge
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ex4lib import checks, cli, colour, images, losses, metrics, models, optimisation, tiles, transfer
+from ex4lib import checks, cli, colour, images, losses, models, optimisation, tiles, transfer
 from ex4lib.diffusion import guidance
-from experiments import measures
+from experiments import measures, metrics
 from tests.random_models import random_network
 
 PICTURE = torch.rand(1, 3, 40, 32, generator=torch.Generator().manual_seed(0))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ex4lib import metrics
-from experiments import loop_scores, measures
+from experiments import loop_scores, measures, metrics
 from tests.opinions import Opinionated, plain
 from tests.random_models import random_network
 

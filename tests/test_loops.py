@@ -4,14 +4,13 @@ import diffusers
 import pytest
 import torch
 
-from ex4lib import metrics
 from ex4lib.diffusion import editing, illusions
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
-from experiments import loops
+from experiments import loops, metrics
 from experiments.drawings import stack
 from experiments.loop_scores import seam_ratio
 from experiments.upsampling import upsampler

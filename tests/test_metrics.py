@@ -10,8 +10,8 @@ import scipy.stats
 import skimage.metrics
 import torch
 
-from ex4lib import colour, images, metrics, models
-from experiments import measures
+from ex4lib import colour, images, models
+from experiments import measures, metrics
 from tests.random_models import random_network
 
 

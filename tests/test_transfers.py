@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from ex4lib import images, metrics, transfer
-from experiments import transfers
+from ex4lib import images, transfer
+from experiments import metrics, transfers
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from matplotlib.figure import Figure
 
-from ex4lib import figures, images, metrics, models
+from ex4lib import figures, images, models
 from ex4lib.judge import Judge
-from experiments import measures
+from experiments import measures, metrics
 
 from . import looks, networks
 from .faces import face_pictures
