@@ -77,7 +77,7 @@ def precisions() -> tuple[str, ...]:
 
 
 def network(precision: str = "float32") -> VGG:
-    return models.features("vgg16-hed", precision=precision, where="cpu")
+    return models.features("vgg16-hed", precision=precision, device="cpu")
 
 
 def pictures(size: int) -> tuple[Tensor, Tensor]:

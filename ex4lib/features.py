@@ -227,27 +227,6 @@ def _check_options(pooling: str, padding: str) -> None:
     checks.choice(padding, "padding", ("zeros", "replicate"))
 
 
-@torch.no_grad()
-def unit_activation_scales(network: VGG, images: Sequence[Tensor]) -> list[float]:
-    """The factor of each convolution that brings its mean activation after ReLU, over ``images``, to one.
-
-    Scaling weight and bias of layer l by s_l and, since its input has grown by S_{l-1} = s_1 ... s_{l-1}, the weight
-    of layer l by 1 / S_{l-1} as well leaves every feature map as it was up to its factor; see `rescaled`. Returned
-    are the total factors S_l = 1 / mean(relu_l).
-
-    Source: the normalised network of Gatys et al., "Texture Synthesis Using Convolutional Neural Networks" (2015),
-    section 2. Differs from it in scaling layers, not single channels: a channel that is silent on these images
-    would otherwise be blown up.
-    """
-    layers = [layer for layer in network.layers if layer.startswith("relu")]
-    totals, positions = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0)
-    for image in images:
-        for layer, feature in network(image, layers).items():
-            totals[layer] += feature.double().sum().item()
-            positions[layer] += feature.numel()
-    return [positions[layer] / totals[layer] for layer in layers]
-
-
 def rescaled(convolutions: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
     """Fold per-layer factors into weights and biases: layer l's feature maps come out multiplied by ``scales[l]``.
 

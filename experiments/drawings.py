@@ -80,8 +80,8 @@ class Judges:
     @classmethod
     def default(cls, device: torch.device | str | None = None) -> Judges:
         device = models.device() if device is None else torch.device(device)
-        network = models.features(models.JUDGES[models.profile()], where=device)
-        return cls(network, measures.random_network().to(device), models.judge(where=device))
+        network = models.features(models.JUDGES[models.profile()], device=device)
+        return cls(network, measures.random_network().to(device), models.judge(device=device))
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:

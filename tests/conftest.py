@@ -47,7 +47,7 @@ def generator():
 @pytest.fixture(scope="session")
 def offline():
     """The offline VGG-16 with its real weights."""
-    return models.features("vgg16-hed", where="cpu")
+    return models.features("vgg16-hed", device="cpu")
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_points_are_the_assignments(score, expected):
 
 
 def test_only_the_assignments_judge_gives_points(folder, tmp_path):
-    judge = models.judge(save_judge(tmp_path / "clip-vit-base-patch32"), where="cpu")
+    judge = models.judge(save_judge(tmp_path / "clip-vit-base-patch32"), device="cpu")
     Image.new("RGB", (40, 40)).save(tmp_path / "a_cat.png")
     assert grading.evaluate_folder(tmp_path, judge, name="openai/clip-vit-base-patch32")["points"] in (0, 5, 10)
 

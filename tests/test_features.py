@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from ex4lib import features, models
 from ex4lib.features import layer_names, resolve, tutorial_names
 from tests.random_models import random_network
+from training.texture import unit_activation_scales
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_unknown_layers_list_near_matches():
 def test_every_layer_equals_torchvision(torchvision_features, image, architecture, monkeypatch):
     folder, stacks = torchvision_features
     monkeypatch.setenv("EX4_MODELS", str(folder))
-    network = models.features(architecture, where="cpu")
+    network = models.features(architecture, device="cpu")
     names = layer_names(architecture)
     got = network(image, names)
     assert list(got) == names
@@ -266,7 +267,7 @@ def test_rescaled_multiplies_feature_maps(picture):
 def test_unit_activation_scales_bring_means_to_one(picture):
     network = random_network("vgg16")
     pictures = [picture(), picture(40, 24)]
-    scales = features.unit_activation_scales(network, pictures)
+    scales = unit_activation_scales(network, pictures)
     for layer, scale in zip([name for name in network.layers if name.startswith("relu")], scales, strict=True):
         values = np.concatenate([network(image, [layer])[layer].numpy().ravel() for image in pictures])
         assert scale * values.mean() == pytest.approx(1)

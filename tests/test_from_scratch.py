@@ -189,7 +189,7 @@ class Oracle(nn.Module):
 @pytest.fixture
 def exact(monkeypatch):
     """Float32 networks: bfloat16 has its own test."""
-    monkeypatch.setattr(methods, "native_bfloat16", lambda where="cpu": False)
+    monkeypatch.setattr(methods, "native_bfloat16", lambda device="cpu": False)
 
 
 def test_ddpm_with_the_exact_noise_ends_at_the_picture(exact):

@@ -75,7 +75,7 @@ CALLS = {
         | {"clean_share": 0.5, "recurrence": 1, "recurrence_window": (0, 1)},
     ),
     "VGG": (lambda image, layers: NETWORK(images.picture(image, "image"), layers), {"image": PICTURE, "layers": [1]}),
-    "features": (lambda **k: models.features(**k), {"name": "vgg16-hed", "precision": "x", "where": "cpu"}),
+    "features": (lambda **k: models.features(**k), {"name": "vgg16-hed", "precision": "x", "device": "cpu"}),
 }
 
 NAN, INF = float("nan"), float("inf")

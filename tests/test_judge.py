@@ -48,7 +48,7 @@ def test_a_local_folder_stands_for_a_name_of_the_hub(folder, monkeypatch):
     monkeypatch.setenv("EX4_MODELS", str(folder.parent))
     (folder.parent / "clip-vit-base-patch32").symlink_to(folder)
     assert models.source("judge").endswith("clip-vit-base-patch32")
-    assert models.judge(where="cpu").size == networks.SIZES["mini-judge"]
+    assert models.judge(device="cpu").size == networks.SIZES["mini-judge"]
     assert models.source("ddpm") == "google/ddpm-celebahq-256"
     with pytest.raises(ValueError, match=r"part must be ddpm, stable-diffusion, .* got 'unet'"):
         models.source("unet")

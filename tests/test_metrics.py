@@ -300,7 +300,7 @@ def test_lpips_is_lpips(torchvision_features, monkeypatch, generator):
     """The lpips package's own network and scaling, with the same VGG-16 weights put in."""
     folder, stacks = torchvision_features
     monkeypatch.setenv("EX4_MODELS", str(folder))
-    network = models.features("vgg16", where="cpu")
+    network = models.features("vgg16", device="cpu")
     reference = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
     slices = [module for part in range(1, 6) for module in getattr(reference.net, f"slice{part}")]
     assert len(slices) == 30

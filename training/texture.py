@@ -1,5 +1,7 @@
 """The texture term of the autoencoder: features and Gram matrices of the offline VGG-16, compared relatively."""
 
+from collections.abc import Sequence
+
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -22,7 +24,7 @@ def texture_network(device: torch.device) -> VGG:
     """
     path = cache_dir() / "texture-network.safetensors"
     if not path.exists():
-        network = models.features("vgg16-hed", where="cpu")
+        network = models.features("vgg16-hed", device="cpu")
         first = list(network.convolutions.items())[:KEPT]
         kept = {
             f"{name}.{part}": getattr(c, part).half().contiguous() for name, c in first for part in ("weight", "bias")
@@ -59,3 +61,24 @@ def texture_error(network: VGG, made: Tensor, original: Tensor) -> Tensor:
 def _relative(value: Tensor, target: Tensor) -> Tensor:
     value, target = value.flatten(1), target.flatten(1)
     return ((value - target).square().sum(1) / target.square().sum(1).clamp(min=1e-8)).mean()
+
+
+@torch.no_grad()
+def unit_activation_scales(network: VGG, images: Sequence[Tensor]) -> list[float]:
+    """The factor of each convolution that brings its mean activation after ReLU, over ``images``, to one.
+
+    Scaling weight and bias of layer l by s_l and, since its input has grown by S_{l-1} = s_1 ... s_{l-1}, the weight
+    of layer l by 1 / S_{l-1} as well leaves every feature map as it was up to its factor; see `features.rescaled`.
+    Returned are the total factors S_l = 1 / mean(relu_l).
+
+    Source: the normalised network of Gatys et al., "Texture Synthesis Using Convolutional Neural Networks" (2015),
+    section 2. Differs from it in scaling layers, not single channels: a channel that is silent on these images
+    would otherwise be blown up.
+    """
+    layers = [layer for layer in network.layers if layer.startswith("relu")]
+    totals, positions = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0)
+    for image in images:
+        for layer, feature in network(image, layers).items():
+            totals[layer] += feature.double().sum().item()
+            positions[layer] += feature.numel()
+    return [positions[layer] / totals[layer] for layer in layers]

@@ -577,4 +577,4 @@ class _Style:
 
 @functools.lru_cache(maxsize=2)
 def _features(name: str | None, device: str) -> VGG:
-    return models.features(name, where=device)
+    return models.features(name, device=device)
