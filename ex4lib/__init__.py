@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "images": ("load", "save"),
     "transfer": ("Recipe", "stylize", "stylize_steps", "invert", "invert_steps", "synthesize", "synthesize_steps"),
-    "losses": ("Objective", "calibrate", "content_terms", "style_terms"),
+    "losses": ("Objective", "content_terms", "style_terms"),
     "optimisation": ("Result", "Step", "optimise"),
     "statistics": ("STATISTICS",),
     "diffusion.guidance": ("Guidance",),

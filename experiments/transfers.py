@@ -16,10 +16,11 @@ from torch import Tensor
 from ex4lib import images
 from ex4lib import transfer as recipes
 from ex4lib.features import VGG
-from ex4lib.losses import Objective, calibrate
+from ex4lib.losses import Objective
 from ex4lib.optimisation import Step, finish, optimise
 from ex4lib.statistics import STATISTICS
 from experiments import measures, metrics
+from experiments.calibration import calibrate
 from experiments.store import Run, stored
 
 
@@ -138,7 +139,7 @@ def weighted(
 ) -> Run:
     """One trajectory at the pictures' own size from the photograph, its style weight calibrated to ``ratio``.
 
-    ``ratio`` is the quotient of the style and the content gradient's norm at a perturbed start (`losses.calibrate`),
+    ``ratio`` is the quotient of the style and the content gradient's norm at a perturbed start (`calibrate`),
     by which a weight means the same for every loss and network; None takes the recipe's raw weights. Values by number
     of evaluations (``snapshots`` and the last): `judgement` and the picture's content loss; pictures ``at300`` and so
     on, each the best until then.

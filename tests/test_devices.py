@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from ex4lib import colour, losses, transfer
+from ex4lib import colour, transfer
 from ex4lib.diffusion import editing, illusions, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels
 from ex4lib.diffusion.guidance import PRESETS, Guidance
@@ -15,7 +15,7 @@ from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.diffusion.steering import StyleObjective, guided
 from ex4lib.judge import Judge
 from ex4lib.statistics import STATISTICS, second_moment
-from experiments import measures, metrics
+from experiments import calibration, measures, metrics
 from experiments.distillation import loop, rules
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
 from tests.test_steering_families import autoencoder, stable_diffusion, unet
@@ -115,7 +115,7 @@ def test_texture_inversion_and_calibration(device, vgg, painting):
     objective = transfer.Recipe(content_layers=("relu2_1",), style_layers=("relu1_1",), layer_weights=None).objective(
         vgg, painting.to(device), [painting.to(device)]
     )
-    calibrated = losses.calibrate(objective, painting.to(device), generator=seeded())
+    calibrated = calibration.calibrate(objective, painting.to(device), generator=seeded())
     assert right(calibrated(painting.to(device)), device)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ex4lib.losses import ContentTerm, Objective, TotalVariation, calibrate, content_terms, style_terms
+from ex4lib.losses import ContentTerm, Objective, TotalVariation, content_terms, style_terms
 from ex4lib.statistics import Gram
+from experiments.calibration import calibrate
 from tests.random_models import random_network
 
 STATISTICS = ("gram", "meanvar", "bures", "sliced")

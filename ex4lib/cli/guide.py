@@ -7,6 +7,8 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -58,14 +60,13 @@ def guide(
 
     Example: python -m ex4lib guide "a cat" hokusai-great-wave -o cat.png
     """
-    from ex4lib.diffusion import guidance, schedulers  # diffusers takes seconds to import
-    from ex4lib.diffusion.steering import guided
+    from ex4lib.diffusion import guidance  # diffusers takes seconds to import
 
+    names = ("prompt", "style", "style_loss", "style_weights", "regions", "scheduler", "image", "mask", "strength")
+    given = locals()
+    record = {name: given[name] for name in names} | {"model": model or models.source("stable-diffusion")}
     count, seed = checks.integer(count, "count", low=1, high=64), checks.seed(seed)
-    suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
-    paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
-    for path in paths:
-        check_output(path)
+    paths = _paths(output, count)
     call = {"num_inference_steps": checks.integer(steps, "steps", low=1, high=1000), "negative_prompt": negative_prompt}
     scale = models.guidance_scale() if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
     call |= {"guidance_scale": scale, "num_images_per_prompt": count}
@@ -74,42 +75,33 @@ def guide(
     changes = {"ramp": ramp, "window": window and checks.interval(numbers(window, "window"), "window")}
     settings = guidance.settings(preset, style_scale=style_scale, **changes)
     paintings = [images.load(name) for name in style]
-    masks = parts(regions, "regions")
-    masks = masks and [images.mask(name, "regions") for name in masks]
+    masks = None if regions is None else [images.mask(name, "regions") for name in parts(regions, "regions")]
     call |= _inputs(image, mask, strength, _size(size))
-    pipe = _pipeline(model, image, mask)
-    if scheduler is not None:
-        name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
-        pipe.scheduler = schedulers.named(name, pipe.scheduler)
-    unknown = set(call) - set(inspect.signature(pipe.__call__).parameters)
-    if unknown:
-        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
-    write, last = preview_callback(preview), None
-
-    def watch(step) -> None:
-        nonlocal last
-        last = step
-        if write is not None:
-            write(step)
-
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    pipe = _pipeline(model, image, mask, scheduler, call)
     options = {"style_weights": numbers(style_weights, "style_weights"), "regions": masks, "style_loss": style_loss}
-    interrupted, trace = False, []
-    try:
-        with guided(pipe, paintings, guidance=settings, features=network, on_step=watch, **options) as trace:
-            drawn = pipe(prompt, generator=generators, output_type="pt", **call).images
-    except KeyboardInterrupt:
-        if last is None:
-            raise
-        drawn, interrupted = last.image, True
-    config = {"prompt": prompt, "style": style, "guidance": dataclasses.asdict(settings), "seed": seed}
-    config |= {"style_loss": style_loss, "style_weights": style_weights, "regions": regions, "scheduler": scheduler}
-    config |= {"image": image, "mask": mask, "strength": strength, "interrupted": interrupted}
-    config |= {"model": model or models.source("stable-diffusion")}
-    config |= {name: value for name, value in call.items() if name not in ("image", "mask_image")}
+    options |= {"guidance": settings, "features": network}
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
+    call |= {"prompt": prompt, "generator": generators}
+    drawn, trace, interrupted = _drawn(pipe, call, paintings, options, preview_callback(preview))
+    record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted}
+    record |= {name: value for name, value in call.items() if name not in ("image", "mask_image", "generator")}
     for number, path in enumerate(paths):
-        record = {"ex4lib": json.dumps(config | {"seed": seed + number})}
-        images.save(drawn[number : number + 1].float().cpu().clamp(0, 1), path, metadata=record, quality=quality)
+        metadata = {"ex4lib": json.dumps(record | {"seed": seed + number})}
+        images.save(drawn[number : number + 1].float().cpu().clamp(0, 1), path, metadata=metadata, quality=quality)
+    _report(paths, trace, interrupted)
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    """A file for each picture; several are numbered."""
+    suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
+    paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
+    for path in paths:
+        check_output(path)
+    return paths
+
+
+def _report(paths: list[Path], trace: list[dict], interrupted: bool) -> None:
+    """Say what was drawn; after Ctrl-C end with code 130."""
     seconds, lost = sum(row["seconds"] for row in trace), sum(row["skipped"] for row in trace)
     text = f"{len(trace)} guided steps in {seconds:.1f} s" + f", {lost} skipped" * bool(lost)
     typer.echo(f"{', '.join(map(str, paths))}: {text}" + ", interrupted: the estimate so far" * interrupted)
@@ -117,14 +109,37 @@ def guide(
         sys.exit(130)
 
 
+def _drawn(
+    pipe, call: dict, paintings: list, options: dict, write: Callable | None
+) -> tuple[torch.Tensor, list[dict], bool]:
+    """The pictures, the trace, and whether Ctrl-C ended the drawing, which leaves the estimate so far."""
+    from ex4lib.diffusion.steering import guided
+
+    last, trace = None, []
+
+    def watch(step) -> None:
+        nonlocal last
+        last = step
+        if write is not None:
+            write(step)
+
+    try:
+        with guided(pipe, paintings, on_step=watch, **options) as trace:
+            return pipe(output_type="pt", **call).images, trace, False
+    except KeyboardInterrupt:
+        if last is None:
+            raise
+        return last.image, trace, True
+
+
 def _size(text: str | None) -> tuple[int, int] | None:
     """Height and width from ``512`` or ``768x512`` (width first)."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×]\s*(\d{1,9}))?\s*", text)
-    if not found:
+    match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX×]\s*(\d{1,9}))?\s*", text)
+    if not match:
         raise ValueError(f"size must be a side or WIDTHxHEIGHT in pixels, got {text!r}")
-    width, height = int(found[1]), int(found[2] or found[1])
+    width, height = int(match[1]), int(match[2] or match[1])
     return checks.grid((height, width), "size", multiple=8)
 
 
@@ -136,22 +151,27 @@ def _inputs(image: str | None, mask: str | None, strength: float, size: tuple[in
         return {} if size is None else {"height": size[0], "width": size[1]}
     picture = images.picture(image, "image")
     size = size or tuple(max(8, round(side / 8) * 8) for side in picture.shape[-2:])
-    found = {"image": images.resize(picture, size), "strength": checks.number(strength, "strength", above=0, high=1)}
+    inputs = {"image": images.resize(picture, size), "strength": checks.number(strength, "strength", above=0, high=1)}
     if mask is not None:
-        found |= {"mask_image": images.mask(mask, "mask", size), "height": size[0], "width": size[1]}
-    return found
+        inputs |= {"mask_image": images.mask(mask, "mask", size), "height": size[0], "width": size[1]}
+    return inputs
 
 
-def _pipeline(model: str | None, image: str | None, mask: str | None):
-    """diffusers' own pipeline for the task, on the profile's device."""
+def _pipeline(model: str | None, image: str | None, mask: str | None, scheduler: str | None, call: dict):
+    """diffusers' own pipeline for the task, on the profile's device, if it takes the arguments of ``call``."""
     import diffusers
+
+    from ex4lib.diffusion import pipelines, schedulers
 
     task = "Text2Image" if image is None else "Image2Image" if mask is None else "Inpainting"
     source, options = models.source("stable-diffusion", model), {}
     if "safety_checker" in diffusers.DiffusionPipeline.load_config(source):
         options["safety_checker"] = None
-    device = models.device()
-    if device.type == "cuda" and models.native_bfloat16(device):
-        options["torch_dtype"] = torch.bfloat16
-    pipe = getattr(diffusers, f"AutoPipelineFor{task}").from_pretrained(source, **options)
-    return pipe.to(device)
+    pipe = pipelines.loaded(getattr(diffusers, f"AutoPipelineFor{task}"), source, **options)
+    if scheduler is not None:
+        name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
+        pipe.scheduler = schedulers.named(name, pipe.scheduler)
+    unknown = set(call) - set(inspect.signature(pipe.__call__).parameters)
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
+    return pipe

@@ -75,33 +75,24 @@ def stylize(
     paths = batch.targets(photographs, output, ending)
     if keep_alpha and any(path.suffix.lower() in (".jpg", ".jpeg") for path in paths):
         raise ValueError("--keep-alpha needs a .png, .webp or .tif output: JPEG has no transparency")
-    recipe = dataclasses.replace(DEFAULT, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
-    if layers != ",".join(DEFAULT.style_layers):
-        recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
-    if checks.integer(tile, "tile", low=0):
-        fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-        recipe = tiles.TiledRecipe(**fields, tile=checks.size(tile, "tile", multiple=tiles.ALIGNMENT))
+    recipe = _recipe(layers, tile, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
     checks.integer(quality, "quality", low=1, high=100)
     options = {"recipe": recipe, "size": checks.size(size), "scales": numbers(scales, "scales", int)}
     options |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
     options |= {"keep_colour": keep_colour, "style_weights": numbers(style_weights, "style_weights")}
     paintings = [images.load(source) for source in styles]
-    masks = {}
-    for name, text in (("regions", regions), ("style_masks", style_masks)):
-        masks[name] = _masks(text, name, len(styles))
+    masks = {"regions": _masks(regions, "regions", len(styles))}
+    masks["style_masks"] = _masks(style_masks, "style_masks", len(styles))
     settings = {"style": styles, "style_sha256": [files.picture_sha256(painting) for painting in paintings]}
-    for name, found in masks.items():
-        settings[name] = found and [None if mask is None else files.picture_sha256(mask) for mask in found]
+    for name, given in masks.items():
+        settings[name] = given and [mask if mask is None else files.picture_sha256(mask) for mask in given]
     settings |= options | {"recipe": dataclasses.asdict(recipe)}
-    _run(
-        photographs,
-        paths,
-        settings,
-        lambda vgg, photo, **shared: transfer.stylize(vgg, photo, paintings, **options, **masks, **shared),
-        shared=(start, network, precision, seed, preview),
-        keep_alpha=keep_alpha,
-        quality=quality,
-    )
+
+    def paint(network, photo, **shared) -> Result:
+        return transfer.stylize(network, photo, paintings, **options, **masks, **shared)
+
+    shared = (start, network, precision, seed, preview)
+    _run(photographs, paths, settings, paint, shared=shared, keep_alpha=keep_alpha, quality=quality)
 
 
 def invert(
@@ -170,6 +161,17 @@ def texture(
         size=size,
         quality=quality,
     )
+
+
+def _recipe(layers: str, tile: int, **weights) -> transfer.Recipe:
+    """The default recipe with other weights, layers and, above 0, tiles."""
+    recipe = dataclasses.replace(DEFAULT, **weights)
+    if layers != ",".join(DEFAULT.style_layers):
+        recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
+    if checks.integer(tile, "tile", low=0):
+        fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+        recipe = tiles.TiledRecipe(**fields, tile=checks.size(tile, "tile", multiple=tiles.ALIGNMENT))
+    return recipe
 
 
 def _run(sources: Sequence[str], paths: Sequence[Path], settings: dict, recipe: Callable, *, shared, **saving) -> None:

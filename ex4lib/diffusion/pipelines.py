@@ -86,10 +86,10 @@ class _StyleGuided:
         elif style.get("style_scale"):
             raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
         with context as trace:
-            found = self._stock().__call__(self, *args, **arguments)
-        if isinstance(found, tuple):
-            return found
-        return StyleGuidedOutput(found.images, trace, found.get("nsfw_content_detected"))
+            output = self._stock().__call__(self, *args, **arguments)
+        if isinstance(output, tuple):
+            return output
+        return StyleGuidedOutput(output.images, trace, output.get("nsfw_content_detected"))
 
 
 class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
@@ -112,8 +112,10 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
         There is one negative prompt for all prompts, or one for each.
         """
         prompts, negative = paired_prompts(prompt, negative_prompt)
-        told, negative = self.encode_prompt(prompts, self._execution_device, 1, True, negative)
-        return Denoiser(self.unet, Latents(self.vae), embeddings=told, negative=negative, guidance_scale=guidance_scale)
+        positive, negative = self.encode_prompt(prompts, self._execution_device, 1, True, negative)
+        return Denoiser(
+            self.unet, Latents(self.vae), embeddings=positive, negative=negative, guidance_scale=guidance_scale
+        )
 
 
 class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
@@ -126,17 +128,18 @@ class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
 
 
 def stable_diffusion(name: str | None = None) -> StyleGuidedStableDiffusionPipeline:
-    """The profile's text to image pipeline, or another by hub id or folder; on CUDA in bfloat16 where it is native."""
-    return _load(StyleGuidedStableDiffusionPipeline, models.source("stable-diffusion", name), safety_checker=None)
+    """The profile's text to image pipeline, or another by hub id or folder."""
+    return loaded(StyleGuidedStableDiffusionPipeline, models.source("stable-diffusion", name), safety_checker=None)
 
 
 def ddpm(name: str | None = None) -> StyleGuidedDDPMPipeline:
     """The profile's unconditional pipeline, or another by hub id or folder."""
-    return _load(StyleGuidedDDPMPipeline, models.source("ddpm", name))
+    return loaded(StyleGuidedDDPMPipeline, models.source("ddpm", name))
 
 
-def _load(pipeline: type, source: str, **options):
-    where = models.device()
-    if where.type == "cuda" and models.native_bfloat16(where):
+def loaded(pipeline: type, source: str, **options):
+    """A pipeline of this class on the profile's device; on CUDA in bfloat16 where that is native."""
+    device = models.device()
+    if device.type == "cuda" and models.native_bfloat16(device):
         options["torch_dtype"] = torch.bfloat16
-    return pipeline.from_pretrained(source, **options).to(where)
+    return pipeline.from_pretrained(source, **options).to(device)
