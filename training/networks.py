@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ex4lib.models import native_bfloat16
+from ex4lib.models import EMBEDDED, native_bfloat16
 
 from .words import all_phrases
 
@@ -53,6 +53,11 @@ def tokenizer() -> CLIPTokenizer:
         (Path(folder) / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
         (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges))
         return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
+
+
+def shipped_tokenizer(folder: str = "mini-sd/tokenizer") -> CLIPTokenizer:
+    """The tokenizer that ships with the weights; it may be that of an earlier world, and then spells newer words."""
+    return CLIPTokenizer.from_pretrained(EMBEDDED / folder)
 
 
 def save_tokenizer(words: CLIPTokenizer, folder: Path) -> None:
@@ -99,7 +104,7 @@ def _clip(words: CLIPTokenizer, *, image_size: int, patch: int, width: int, laye
 
 def mini_clip(words: CLIPTokenizer) -> CLIPModel:
     """The towers whose text half conditions mini-sd and mini-pixel; the picture half only teaches it."""
-    return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=3)
+    return _clip(words, image_size=64, patch=16, width=128, layers=4, text=192, text_layers=4)
 
 
 def mini_judge(words: CLIPTokenizer) -> CLIPModel:
@@ -121,7 +126,9 @@ def vae() -> AutoencoderKL:
     )
 
 
-def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], groups: int, text: int):
+def _text_unet(
+    size: int, channels: int, widths: tuple[int, ...], crossed: tuple[bool, ...], groups: int, text: int, **options
+):
     down = tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed)
     up = tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed))
     return UNet2DConditionModel(
@@ -135,12 +142,14 @@ def _text_unet(size: int, channels: int, widths: tuple[int, ...], crossed: tuple
         cross_attention_dim=text,
         attention_head_dim=4,
         norm_num_groups=groups,
+        **options,
     )
 
 
 def mini_sd_unet(text: int) -> UNet2DConditionModel:
-    """Latent U-Net, 32 x 32 x 4, attention at 16, 8 and 4; the first level is narrow because it is the most costly."""
-    return _text_unet(SIZES["mini-sd"], LATENTS, (48, 96, 160, 176), (False, True, True, True), 16, text)
+    """Latent U-Net, 32 x 32 x 4, attention at 8 and 4; the first level is narrow because it is the most costly."""
+    crossed = (False, False, True, True)
+    return _text_unet(SIZES["mini-sd"], LATENTS, (32, 64, 128, 160), crossed, 16, text, time_embedding_dim=256)
 
 
 def mini_pixel_unet(text: int) -> UNet2DConditionModel:

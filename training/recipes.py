@@ -24,6 +24,7 @@ from .styled import StyledScenes
 from .texture import texture_error, texture_network
 
 PLAIN_SHARE = 0.3  # of the autoencoder's pictures that are left as drawn
+STYLED_SHARE = 1 / 3  # of what the diffusion models see
 VARIANTS = 2  # how often every scene is encoded: as drawn, and in a style
 
 
@@ -144,16 +145,17 @@ class Diffusion(Recipe):
         if self.text:
             folder = MODELS / "mini-sd" / "text_encoder"
             self.encoder = CLIPTextModel.from_pretrained(folder).eval().requires_grad_(False).to(self.device)
-            empty = networks.tokenizer()("", padding="max_length", return_tensors="pt").input_ids
+            empty = networks.shipped_tokenizer()("", padding="max_length", return_tensors="pt").input_ids
             self.empty = empty.to(self.device)
 
     def optimizer(self, net: torch.nn.Module) -> MuonAdamW:
         return MuonAdamW(net, self.lr)
 
     def chosen(self, shape: tuple[int, int], random: torch.Generator) -> list[torch.Tensor]:
-        """Random pairs of a variant and a scene."""
-        size = (self.batch_size,)
-        return [torch.randint(0, high, size, generator=random, device=self.device) for high in shape]
+        """Random pairs of a variant and a scene; `STYLED_SHARE` of the variants are not the scenes as drawn."""
+        variant, scene = (torch.rand(self.batch_size, generator=random, device=self.device) for _ in range(2))
+        styled = 1 + (variant / STYLED_SHARE * (shape[0] - 1)).long()
+        return [torch.where(variant < STYLED_SHARE, styled, 0), (scene * shape[1]).long()]
 
     def noised(self, x: torch.Tensor, random: torch.Generator) -> dict:
         """A noise level and noise for each picture, and the weight of its error."""
@@ -207,7 +209,8 @@ class LatentText(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.scenes, self.vae = StyledScenes("train", device=self.device), trained_vae(self.device)
+        self.scenes = StyledScenes("train", device=self.device, tokenizer=networks.shipped_tokenizer())
+        self.vae = trained_vae(self.device)
         variants = styled_variants(self.scenes, self.vae)
         self.latents = torch.stack([variant.latents for variant in variants]).to(self.device)
         self.looks = torch.stack([variant.looks for variant in variants]).to(self.device)
@@ -231,7 +234,7 @@ class PixelText(Diffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.scenes = StyledScenes("train", device=self.device)
+        self.scenes = StyledScenes("train", device=self.device, tokenizer=networks.shipped_tokenizer())
         variants = styled_variants(self.scenes, trained_vae(self.device))
         self.pictures = torch.stack([variant.small for variant in variants]).to(self.device)
         self.looks = torch.stack([variant.looks for variant in variants]).to(self.device)

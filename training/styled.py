@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import CLIPTokenizer
 
 from . import looks, networks
 from .painter import paint
@@ -18,14 +19,16 @@ NO_LOOK = 0  # the number of the choice that no word of the caption names
 NAMED_SHARE = 0.25  # of the pictures that are painted in a look that the caption names
 
 
-def caption_tokens(path: Path) -> Path:
+def caption_tokens(path: Path, tokenizer: CLIPTokenizer | None = None) -> Path:
     """Tokens of every scene of a chunk, said without a look and with each painted look.
 
-    Written beside the chunk as int16 ``(scenes, 1 + looks, TOKENS)``, unless they are there.
+    Written beside the chunk as int16 ``(scenes, 1 + looks, TOKENS)``, unless they are there. `tokenizer` is that of
+    the world unless another is given.
     """
-    target = path.with_name(f"{path.stem}-tokens.npz")
+    tokenizer = tokenizer or networks.tokenizer()
+    target = path.with_name(f"{path.stem}-tokens-{len(tokenizer)}.npz")
     if not target.exists():
-        tokenizer, said = networks.tokenizer(), []
+        said = []
         for number, scene in enumerate(json.loads(path.with_suffix(".json").read_text())):
             rng = np.random.default_rng((number, 5))
             said += [strange(caption(scene, rng, look), rng) for look in (None, *PAINTED_LOOKS)]
@@ -60,13 +63,19 @@ class StyledScenes:
     Arguments:
         device: where the pictures lie; 65,536 scenes of 128 px take 3.2 GB.
         chunks: how many chunks of each stream, None for all that are drawn.
+        tokenizer: of the captions; None is that of the world.
     """
 
-    def __init__(self, *streams: str, device: torch.device, chunks: int | None = None):
+    def __init__(
+        self,
+        *streams: str,
+        device: torch.device,
+        chunks: int | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+    ):
         self.device, self.drawn = device, Pictures(*streams, size=networks.SIZES["vae"], chunks=chunks)
-        write_tokens(self.drawn.paths, workers=1)
         self.levels = torch.cat([torch.from_numpy(np.array(chunk)) for chunk in self.drawn.chunks]).to(device)
-        tokens = [np.load(caption_tokens(path))["tokens"] for path in self.drawn.paths]
+        tokens = [np.load(caption_tokens(path, tokenizer))["tokens"] for path in self.drawn.paths]
         self.tokens = torch.from_numpy(np.concatenate(tokens)).to(device)
 
     def __len__(self) -> int:
