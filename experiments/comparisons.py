@@ -134,11 +134,11 @@ def conditions() -> dict[str, Condition]:
 
     Strengths other than the default, and style transfer, which is slow, are computed for fewer seeds.
     """
-    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(2, 1, 1), full=(8, 4, 2))
+    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(4, 2, 1), full=(8, 4, 2))
     many, some, few = (list(range(n)) if isinstance(n, int) else n for n in (many, some, few))
     prompts, paintings = models.budget(
         fast=(REPORT_PROMPTS[:1], REPORT_PAINTINGS[:3]),
-        mini=(REPORT_PROMPTS[:2], REPORT_PAINTINGS[:3]),
+        mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
     scale = Guidance().scale

@@ -27,6 +27,7 @@ def deepened(weights: Mapping[str, Tensor], net: UNet2DConditionModel) -> set[st
         The names of the parameters that are new, to be trained alone at first.
     """
     own = net.state_dict()
+    hidden, beside = net.config.block_out_channels[1], f"up_blocks.{len(net.up_blocks) - 2}.resnets.1."
     outermost = f"up_blocks.{len(net.up_blocks) - 1}."
     new = {
         name
@@ -35,16 +36,20 @@ def deepened(weights: Mapping[str, Tensor], net: UNet2DConditionModel) -> set[st
     }
     for name in own.keys() - new:
         first, _, rest = name.removeprefix("down_blocks.").partition(".")
-        old = weights[f"down_blocks.{int(first) - 1}.{rest}" if name.startswith("down_blocks.") else name].float()
+        source = f"down_blocks.{int(first) - 1}.{rest}" if name.startswith("down_blocks.") else name
         if name.startswith("time_embedding.linear_1"):
             continue
+        if source not in weights:  # what the last level does not have, because nothing lies beyond it
+            new.add(name)
+            continue
+        old = weights[source].float()
         if old.shape == own[name].shape:
             own[name] = old
         else:
             new.add(name)
-            if old.ndim == own[name].ndim and len(old) == len(own[name]):  # a skip connection of another width
-                shared = own[name].shape[0]
-                own[name][:, :shared] = old[:, :shared]
+            if name.startswith(beside):  # its inputs are hidden features, then those of a skip connection
+                inputs = (slice(None),) * (old.ndim > 1) + (slice(hidden),)
+                own[name][inputs] = old[inputs]
     _fit_time(weights, own)
     net.load_state_dict(own)
     return new
