@@ -64,8 +64,9 @@ def guide(
     count, seed = checks.integer(count, "count", low=1, high=64), checks.seed(seed)
     suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
     paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
+    inputs = [*style, *(parts(regions, "regions") or []), image, mask]
     for path in paths:
-        check_output(path)
+        check_output(path, inputs=inputs)
     call = {"num_inference_steps": checks.integer(steps, "steps", low=1, high=1000), "negative_prompt": negative_prompt}
     scale = models.guidance_scale() if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
     call |= {"guidance_scale": scale, "num_images_per_prompt": count}
@@ -84,7 +85,7 @@ def guide(
     unknown = set(call) - set(inspect.signature(pipe.__call__).parameters)
     if unknown:
         raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
-    write, last = preview_callback(preview), None
+    write, last = preview_callback(preview, inputs=inputs), None
 
     def watch(step) -> None:
         nonlocal last
