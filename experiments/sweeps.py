@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ex4lib import images, models
+from ex4lib import checks, images, models
 from ex4lib.diffusion import pipelines
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.schedulers import SUPPORTED
@@ -56,18 +56,22 @@ class Sweep:
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise ValueError(f"{name} must be a list with at least one entry, got {values!r}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
-        if self.scheduler is not None and self.scheduler not in SUPPORTED:
-            raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {self.scheduler!r}")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be a number of at least 1, got {self.steps!r}")
+        for name in ("prompts", "styles"):
+            checks.prompts(list(getattr(self, name)), name)
+        checks.choice(self.preset, "preset", PRESETS)
+        if self.scheduler is not None:
+            checks.choice(self.scheduler, "scheduler", SUPPORTED)
+        checks.integer(self.steps, "steps", low=1, high=1000)
+        if self.guidance_scale is not None:
+            checks.number(self.guidance_scale, "guidance_scale")
+        for name in ("model", "network"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a name, got {checks.describe(getattr(self, name))}")
         for loss in self.style_losses:
-            if loss not in STATISTICS:
-                raise ValueError(f"style_losses may hold {', '.join(STATISTICS)}, got {loss!r}")
-        for scale in self.style_scales:
-            if not isinstance(scale, (int, float)) or scale < 0:
-                raise ValueError(f"style_scales must be numbers of at least 0, got {scale!r}")
+            checks.choice(loss, "each of style_losses", STATISTICS)
+        checks.values(self.style_scales, "style_scales", low=0)
+        for seed in self.seeds:
+            checks.seed(seed, "each of seeds")
 
     def cells(self) -> list[Cell]:
         """The grid in a fixed order. Unguided cells (scale 0) are drawn once, and judged against every painting."""
@@ -97,7 +101,7 @@ def read(path: str | Path) -> Sweep:
     """
     try:
         found = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
     known = {field.name: field for field in dataclasses.fields(Sweep)}
     if not isinstance(found, Mapping):

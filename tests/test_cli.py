@@ -223,3 +223,24 @@ def test_a_note_about_a_failed_step_is_shown(run, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "invert", lambda *_, **__: result)
     code, _, err = run(*INVERT, "-o", tmp_path / "out.png")
     assert code == 0 and "evaluation 1: went back" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["invert", "IN", "-o", "IN"],
+        ["texture", "IN", "-o", "IN"],
+        ["stylize", "chelsea", "IN", "-o", "IN"],
+        ["stylize", "chelsea", "hokusai-poppies", "--start", "IN", "-o", "IN"],
+        ["stylize", "chelsea", "hokusai-poppies", "--regions", "IN", "-o", "IN"],
+        ["stylize", "IN", "hokusai-poppies", "-o", "OUT", "--preview", "IN"],
+        ["guide", "a cat", "IN", "-o", "IN"],
+        ["guide", "a cat", "chelsea", "--image", "IN", "-o", "IN"],
+    ],
+)
+def test_no_picture_that_is_read_is_replaced(run, tmp_path, arguments):
+    source = images.save(torch.rand(1, 3, 40, 40), tmp_path / "in.png")
+    before = source.read_bytes()
+    code, _, err = run(*({"IN": source, "OUT": tmp_path / "out.png"}.get(part, part) for part in arguments))
+    assert code == 1 and "would replace a picture that is read" in err and len(err.strip().splitlines()) == 1
+    assert source.read_bytes() == before

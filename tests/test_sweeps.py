@@ -70,9 +70,18 @@ def _counted(counted, compute):
         ({"prompts": "a cat"}, "prompts must be a list"),
         ({"style_scales": [-1]}, "at least 0, got -1"),
         ({"style_losses": ["grams"]}, "got 'grams'"),
-        ({"preset": "best"}, "preset must be one of full"),
-        ({"scheduler": "TCDScheduler"}, "scheduler must be one of DDPMScheduler"),
+        ({"preset": "best"}, "preset must be full"),
+        ({"scheduler": "TCDScheduler"}, "scheduler must be DDPMScheduler"),
         ({"steps": 0}, "at least 1, got 0"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"seeds": ["x"]}, "each of seeds must be a whole number"),
+        ({"seeds": [-1]}, "each of seeds must be at least 0"),
+        ({"styles": [["a"]]}, "styles must be a text or a list of texts"),
+        ({"prompts": [1]}, "prompts must be a text or a list of texts"),
+        ({"guidance_scale": "x"}, "guidance_scale must be a finite number"),
+        ({"style_scales": [float("nan")]}, "style_scales must be a finite number"),
+        ({"style_losses": [["gram"]]}, "each of style_losses must be"),
+        ({"model": 3}, "model must be a name"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path, change, message):
@@ -82,10 +91,12 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, change, message):
         sweeps.read(path)
 
 
-@pytest.mark.parametrize("text", ["- a cat", "styles: [look-mosaic]", "a: [", ""])
+@pytest.mark.parametrize(
+    "text", ["- a cat", "styles: [look-mosaic]", "a: [", "", "a: " + "[" * 3000, "prompts: [caf\xe9]"]
+)
 def test_what_is_no_sweep_is_refused(tmp_path, text):
     path = tmp_path / "sweep.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"sweep\.yaml"):
         sweeps.read(path)
 

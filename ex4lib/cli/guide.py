@@ -66,7 +66,8 @@ def guide(
     given = locals()
     record = {name: given[name] for name in names} | {"model": model or models.source("stable-diffusion")}
     count, seed = checks.integer(count, "count", low=1, high=64), checks.seed(seed)
-    paths = _paths(output, count)
+    inputs = [*style, *(parts(regions, "regions") or []), image, mask]
+    paths = _paths(output, count, inputs)
     call = {"num_inference_steps": checks.integer(steps, "steps", low=1, high=1000), "negative_prompt": negative_prompt}
     scale = models.guidance_scale() if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
     call |= {"guidance_scale": scale, "num_images_per_prompt": count}
@@ -82,7 +83,7 @@ def guide(
     options |= {"guidance": settings, "features": network}
     generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
     call |= {"prompt": prompt, "generator": generators}
-    drawn, trace, interrupted = _drawn(pipe, call, paintings, options, preview_callback(preview))
+    drawn, trace, interrupted = _drawn(pipe, call, paintings, options, preview_callback(preview, inputs=inputs))
     record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted}
     record |= {name: value for name, value in call.items() if name not in ("image", "mask_image", "generator")}
     for number, path in enumerate(paths):
@@ -91,12 +92,12 @@ def guide(
     _report(paths, trace, interrupted)
 
 
-def _paths(output: Path, count: int) -> list[Path]:
-    """A file for each picture; several are numbered."""
+def _paths(output: Path, count: int, inputs: list) -> list[Path]:
+    """A file for each picture, none of which is an input; several are numbered."""
     suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
     paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
     for path in paths:
-        check_output(path)
+        check_output(path, inputs=inputs)
     return paths
 
 

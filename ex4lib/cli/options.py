@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +35,8 @@ Quality = Annotated[int, typer.Option(help="1 to 100, of .jpg and .webp files.")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 
-def check_output(output: Path, endings: tuple[str, ...] = PICTURES) -> None:
-    """Refuse, before any work, an output that could not be written after it."""
+def check_output(output: Path, endings: tuple[str, ...] = PICTURES, inputs: Iterable[str | None] = ()) -> None:
+    """Refuse, before any work, an output that could not be written after it, or that would replace an input."""
     if output.suffix.lower() not in endings:
         raise ValueError(f"the output must end in {' or '.join(endings)}, got {output.name!r}")
     if len(output.name.encode()) > 255:
@@ -48,13 +48,17 @@ def check_output(output: Path, endings: tuple[str, ...] = PICTURES) -> None:
         writable = False
     if not writable:
         raise ValueError(f"the output {str(output)[:200]!r} cannot be written there")
+    if output.exists() and any(os.path.exists(name) and output.samefile(name) for name in inputs if name):
+        raise ValueError(f"the output {str(output)[:200]!r} would replace a picture that is read: choose another name")
 
 
-def preview_callback(preview: Path | None, every: float = 2.0) -> Callable[[Any], None] | None:
+def preview_callback(
+    preview: Path | None, every: float = 2.0, inputs: Iterable[str | None] = ()
+) -> Callable[[Any], None] | None:
     """A callback that writes ``step.image`` to ``preview`` at the first step and then every so many seconds."""
     if preview is None:
         return None
-    check_output(preview)
+    check_output(preview, inputs=inputs)
     last = -every
 
     def write(step: Any) -> None:

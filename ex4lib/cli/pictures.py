@@ -92,7 +92,8 @@ def stylize(
         return transfer.stylize(network, photo, paintings, **options, **masks, **shared)
 
     shared = (start, network, precision, seed, preview)
-    _run(photographs, paths, settings, paint, shared=shared, keep_alpha=keep_alpha, quality=quality)
+    inputs = [*styles, *(parts(regions, "regions") or []), *(parts(style_masks, "style_masks") or [])]
+    _run(photographs, paths, settings, paint, shared=shared, inputs=inputs, keep_alpha=keep_alpha, quality=quality)
 
 
 def invert(
@@ -174,13 +175,22 @@ def _recipe(layers: str, tile: int, **weights) -> transfer.Recipe:
     return recipe
 
 
-def _run(sources: Sequence[str], paths: Sequence[Path], settings: dict, recipe: Callable, *, shared, **saving) -> None:
+def _run(
+    sources: Sequence[str],
+    paths: Sequence[Path],
+    settings: dict,
+    recipe: Callable,
+    *,
+    shared,
+    inputs: Sequence[str] = (),
+    **saving,
+) -> None:
     start, network, precision, seed, preview = shared
     begin = start if start in transfer.STARTS else images.load(start)
     checks.seed(seed)
     for path in paths:
-        check_output(path)
-    callback = preview_callback(preview)
+        check_output(path, inputs=[*sources, *inputs, start])
+    callback = preview_callback(preview, inputs=[*sources, *inputs, start])
     if len(sources) == 1:
         images.load(sources[0], 16)  # a picture that cannot be read is noticed before the network is loaded
     vgg = models.features(network, precision=precision)
