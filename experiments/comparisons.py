@@ -134,27 +134,29 @@ def conditions() -> dict[str, Condition]:
 
     Strengths other than the default, and style transfer, which is slow, are computed for fewer seeds.
     """
-    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(4, 2, 1), full=(8, 4, 2))
+    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(2, 1, 1), full=(8, 4, 2))
     many, some, few = (list(range(n)) if isinstance(n, int) else n for n in (many, some, few))
     prompts, paintings = models.budget(
         fast=(REPORT_PROMPTS[:1], REPORT_PAINTINGS[:3]),
         mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
+    fewer = prompts[: models.budget(fast=1, mini=2, full=4)]  # along the curves
     scale = Guidance().scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
         for factor, seeds in ((1, many), (0.5, few), (2, few)):
             guidance = dataclasses.replace(Guidance(), scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
-            found[name] = Condition(Way(guidance, loss), prompts, paintings, seeds)
+            found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)
         for weight, seeds in ((1.0, some), (0.3, few), (0.1, few)):
             name = f"transfer, {label}" + ("" if weight == 1 else f", weight {weight:g}")
-            found[name] = Condition(Way(style_loss=loss, transfer_weight=weight), prompts, paintings, seeds)
+            way = Way(style_loss=loss, transfer_weight=weight)
+            found[name] = Condition(way, prompts if weight == 1 else fewer, paintings, seeds)
     named = [painting for painting in WORDS if painting in paintings]
     found["words"] = Condition(Way(words=True), prompts, named, many)
     found["both"] = Condition(Way(Guidance(), words=True), prompts, named, many)
-    found["other paintings"] = Condition(Way(Guidance()), prompts, CHOICE_PAINTINGS, few)
+    found["other paintings"] = Condition(Way(Guidance()), fewer, CHOICE_PAINTINGS, few)
     return found
 
 
@@ -279,7 +281,7 @@ def _style(table: Table) -> float:
 
 
 #: Seconds of one picture on two CPU cores with the embedded models, for the table of what is computed.
-SECONDS = {"unguided": 0.5, "guided": 2.0, "transfer": 4.0}
+SECONDS = {"unguided": 1.0, "guided": 5.0, "transfer": 4.0}
 
 
 def plan() -> str:
