@@ -283,6 +283,8 @@ class Explorer:
             ],
             layout=Layout(flex="0 0 296px", margin="0 12px 0 0"),
         )
+        for slot in self.inputs.values():
+            slot.page.layout.flex = "0 0 auto"  # above each other without gaps
         wrapped = Layout(flex_flow="row wrap")
         inputs = [VBox([slot.page for slot in self.inputs.values()], layout=Layout(flex="0 0 auto"))]
         right = VBox(
