@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -18,6 +18,8 @@ from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 from ex4lib import files
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Pixels of a small laptop's screen.
+LAPTOP = {"width": 1366, "height": 768}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -33,22 +35,27 @@ def browser_path() -> str:
     raise FileNotFoundError(f"none of {', '.join(BROWSERS)} is installed: `make browser`, or apt-get install chromium")
 
 
-@contextlib.contextmanager
-def served(notebook: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """JupyterLab on a copy of a notebook without its outputs; yields the address that opens it, and where it is.
-
-    The server logs to ``folder/lab.log``; server and kernels are gone afterwards, whatever happens.
-    """
-    copy = folder / "notebooks" / notebook.name
-    copy.parent.mkdir()
-    (folder / "experiments").symlink_to(ROOT / "experiments")  # the setup cell looks for it above the notebook
+def copied(notebook: Path, folder: Path) -> Path:
+    """A copy of a notebook without its outputs, under ``folder/notebooks``."""
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    copy = folder / "notebooks" / notebook.name
+    copy.parent.mkdir(exist_ok=True)
     nbformat.write(content, copy)
+    return copy
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[Callable[[Path], str]]:
+    """JupyterLab on ``folder/notebooks``; yields a function from a notebook to the address that opens it.
+
+    The server logs to ``folder/lab.log``; server and kernels are gone afterwards, whatever happens.
+    """
+    (folder / "experiments").symlink_to(ROOT / "experiments")  # the setup cell looks for it above the notebook
     write_kernel_spec(folder / "data" / "kernels" / "python3")  # of this interpreter, found before any other
-    server_settings = {"open_browser": False, "allow_root": True, "root_dir": str(copy.parent)}
+    server_settings = {"open_browser": False, "allow_root": True, "root_dir": str(folder / "notebooks")}
     quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
     for name, content in (
         ("jupyter_lab_config", {"ServerApp": server_settings, "LabApp": {"extension_manager": "readonly"}}),
@@ -72,7 +79,7 @@ def served(notebook: Path, folder: Path) -> Iterator[tuple[str, Path]]:
         )
     try:
         told = _told(folder / "runtime" / f"jpserver-{server.pid}.json", server)
-        yield f"{told['url']}lab/tree/{copy.name}?token={told['token']}", copy
+        yield lambda notebook: f"{told['url']}lab/tree/{notebook.name}?token={told['token']}"
     finally:
         _stopped(server)
 
@@ -86,7 +93,7 @@ def browsed(address: str, folder: Path) -> Iterator[tuple[Page, list[str]]]:
     """
     path = browser_path()
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path) as browser:
-        page, errors = browser.new_page(viewport={"width": 1280, "height": 1000}), []
+        page, errors = browser.new_page(viewport=LAPTOP), []
 
         def noted(message: ConsoleMessage) -> None:
             if message.type == "error" and "widget" in message.text + message.location.get("url", ""):

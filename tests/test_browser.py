@@ -1,5 +1,6 @@
 """An explorer as a person meets it: a notebook in a browser, found by what is seen, used by keyboard and clicks."""
 
+import base64
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from tests.lab import ROOT, browsed, served
+from tests.lab import LAPTOP, ROOT, browsed, copied, served
 
 NOTEBOOK = ROOT / "notebooks" / "05_guided_stable_diffusion.ipynb"
 #: A setting to move, by its label on the page, and the one that makes a run long.
@@ -32,11 +33,17 @@ def status(page: Page, text: str) -> Locator:
     return page.get_by_role("status").filter(has_text=re.compile(text))
 
 
+def after(page: Page) -> Locator:
+    return page.get_by_role("img", name="After", exact=True)
+
+
+def before(page: Page) -> Locator:
+    return page.get_by_role("img", name=re.compile("^Before"))
+
+
 def picture(page: Page) -> bytes:
-    """The file of the picture under the title "Now"."""
-    slot = page.locator("div").filter(has=page.get_by_text("Now", exact=True)).filter(has=page.get_by_role("img")).last
-    read = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
-    return bytes(slot.get_by_role("img").evaluate(read))
+    """The file of the picture that a screen reader calls "After"."""
+    return base64.b64decode(after(page).get_attribute("src").split(",")[1])
 
 
 def require_no_traceback(page: Page) -> None:
@@ -71,7 +78,8 @@ def test_an_explorer_in_a_browser(tmp_path):
     """Run all, move a slider, Run, see the picture change, Cancel a long run, Export, find the file."""
     figures = tmp_path / "figures"
     shutil.copytree(ROOT / "figures" / "runs", figures / "runs")
-    with served(NOTEBOOK, tmp_path) as (address, copy), browsed(address, tmp_path) as (page, errors):
+    copy = copied(NOTEBOOK, tmp_path)
+    with served(tmp_path) as address, browsed(address(copy), tmp_path) as (page, errors):
         page.set_default_timeout(1000 * ANSWER)
         expect.set_options(timeout=1000 * ANSWER)
 
@@ -81,16 +89,17 @@ def test_an_explorer_in_a_browser(tmp_path):
         assert not [output for cell in saved for output in cell.outputs if output.output_type == "error"]
 
         # The slider moves by keyboard, and what is run is what it was moved to.
-        before, handle = picture(page), slider(page, SLIDER)
+        first, handle = picture(page), slider(page, SLIDER)
         start = float(handle.get_attribute("aria-valuetext"))
         for _ in range(4):
             handle.press("ArrowRight")
         value = float(handle.get_attribute("aria-valuetext"))
         assert value > start
-        seen = pictures_of_a_run(page) - {before}
+        seen = pictures_of_a_run(page) - {first}
         assert picture(page) in seen and len(seen) > 2, f"{len(seen)} new pictures were seen in the run"
         expect(page.get_by_text(re.compile(f"{SLIDER} {value:g}"))).to_be_visible()
 
+        button(page, "More").press("Enter")
         slider(page, LENGTH).press("End")
         total = int(slider(page, LENGTH).get_attribute("aria-valuetext"))
         button(page, "Run").click()
@@ -117,6 +126,126 @@ def test_an_explorer_in_a_browser(tmp_path):
         (table,) = json.loads((figures / "metrics" / "exported.json").read_text())["figures"].values()
         assert table.items() <= row.items()
 
+        require_no_traceback(page)
+        assert not errors
+
+
+#: A call of each explorer, a slider to move in it, and the one that makes a run long, if there is one.
+EXPLORERS = {
+    "style_transfer": ("size=48, evaluations=8", "style weight", "evaluations"),
+    "inversion": ("size=48, evaluations=8", "tv weight", "evaluations"),
+    "guided_stable_diffusion": ("steps=4", "style scale", "steps"),
+    "guided_ddpm": ("steps=4", "style scale", "steps"),
+    "sdedit": ("start=24", "start", None),
+    "anagram": ("", "guidance scale", None),
+}
+#: Collects what the status says in ``window.heard``, and with it whether a run has begun since the list was emptied.
+LISTEN = """() => {
+    window.heard = [];
+    const hear = () => document.querySelectorAll('[role=status], [role=alert]').forEach(line => {
+        if (line.textContent && window.heard.at(-1) !== line.textContent) window.heard.push(line.textContent);
+    });
+    new MutationObserver(hear).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
+def run_until(page: Page, text: str) -> list[str]:
+    """Press Run, and wait until the status says ``text`` after it said that models are loaded; all that it said."""
+    page.evaluate("window.heard = []")
+    button(page, "Run").click()
+    page.wait_for_function(
+        "text => { const start = window.heard.indexOf('loading ...');"
+        " return start >= 0 && window.heard.slice(start).some(line => new RegExp(text).test(line)); }",
+        arg=text,
+    )
+    return page.evaluate("window.heard")
+
+
+def require_on_one_screen(page: Page) -> None:
+    """Controls, both pictures and export are seen at once, after beside before and both beside the controls."""
+    parts = [button(page, "Run"), before(page), after(page), button(page, "Keep"), button(page, "Export")]
+    page.locator(".jp-OutputArea-output").first.evaluate("output => output.scrollIntoView()")
+    run, left, right, *rest = boxes = [part.bounding_box() for part in parts]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= LAPTOP["width"] for box in boxes), boxes
+    assert all(box["y"] >= 0 and box["y"] + box["height"] <= LAPTOP["height"] for box in boxes), boxes
+    assert run["x"] + run["width"] <= left["x"] and left["x"] + left["width"] <= right["x"], boxes
+    assert abs(left["y"] - right["y"]) < 2 and right["y"] < run["y"] < max(box["y"] for box in rest), boxes
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab with a notebook for each explorer."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "notebooks").mkdir()
+    for name, (arguments, _, _) in EXPLORERS.items():
+        cell = nbformat.v4.new_code_cell(f"from ex4lib import widgets\n\nwidgets.{name}({arguments})")
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("EX4_PROFILE", "mini")
+        environment.setenv("EX4_FIGURES", str(folder / "figures"))
+        with served(folder) as address:
+            yield folder, address
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_each_explorer_in_a_browser(lab, name):
+    """Run, change a setting, run again, scrub, cancel, export: on the screen of a small laptop."""
+    folder, address = lab
+    _, moved, length = EXPLORERS[name]
+    with browsed(address(folder / "notebooks" / f"{name}.ipynb"), folder) as (page, errors):
+        page.set_default_timeout(1000 * ANSWER)
+        expect.set_options(timeout=1000 * ANSWER)
+        open_and_run_all(page)
+        page.evaluate(LISTEN)
+
+        heard = run_until(page, "^finished")
+        assert sum(bool(re.match(r"step \d+ of", line)) for line in heard) >= 3
+        expect(button(page, "Run")).to_be_enabled()
+        first = picture(page)
+
+        # What is folded away is opened by keyboard.
+        expect(page.get_by_text("picture width", exact=True)).to_be_hidden()
+        button(page, "More").press("Enter")
+        expect(page.get_by_text("picture width", exact=True)).to_be_visible()
+        for _ in range(4):
+            slider(page, moved).press("ArrowRight")
+        run_until(page, "^finished")
+        expect(button(page, "Run")).to_be_enabled()
+        second = picture(page)
+        assert second != first
+        expect(page.get_by_role("img", name="Before: the previous run", exact=True)).to_be_visible()
+        assert base64.b64decode(before(page).get_attribute("src").split(",")[1]) == first
+        bold = page.locator("b").filter(has_text=re.compile(f"^{moved} "))
+        assert bold.count() == 2, "the setting that differs is shown below both pictures"
+        setting = bold.last.inner_text()
+        assert setting != bold.first.inner_text()
+        button(page, "More").press("Enter")
+        require_on_one_screen(page)
+
+        slider(page, "look at").press("Home")
+        expect(page.get_by_text(re.compile("^step 1 of "))).to_be_visible()
+        assert picture(page) not in (first, second)
+
+        if length:
+            button(page, "More").press("Enter")
+            slider(page, length).press("End")
+        run_until(page, r"^step \d+ of")
+        expect(button(page, "Run")).to_be_disabled()
+        button(page, "Cancel").click()
+        cancelled = status(page, r"^cancelled after step \d+ of")
+        cancelled.wait_for()
+        expect(button(page, "Run")).to_be_enabled()
+
+        page.get_by_role("textbox", name="name", exact=True).fill(f"from-{name}")
+        button(page, "Export").click()
+        exported = folder / "figures" / "exported" / f"from-{name}.png"
+        expect(status(page, f"^written to {re.escape(str(exported))}$")).to_be_visible()
+        with Image.open(exported) as file:
+            config = json.loads(file.text["ex4lib"])["config"]
+        assert f"{moved} {config[moved.replace(' ', '_')]:.4g}" == setting and config["step"] < config["total"]
         require_no_traceback(page)
         assert not errors
 

@@ -1,6 +1,7 @@
 """The explorers as a person uses them: moved, run, cancelled, scrubbed, compared, exported; in a kernel at the end."""
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import importlib.util
@@ -8,9 +9,10 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers
 import nbformat
@@ -25,7 +27,7 @@ from ex4lib.diffusion import editing, illusions, pipelines, sampling
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import strided_timesteps
-from ex4lib.widgets import Explorer, Job, controls, exports, sampled
+from ex4lib.widgets import Explorer, Job, exports, sampled
 from ex4lib.widgets.sampled import VIEWS
 from experiments.store import stored
 from tests.random_models import random_network, save_ddpm, save_pixel, save_stable_diffusion
@@ -95,18 +97,25 @@ def shade(png):
         return picture.getpixel((0, 0))[0] / 255
 
 
+def picture_of(slot):
+    """The file that a page shows; its text for screen readers is the title."""
+    alt, content = re.search(r'<img alt="([^"]*)".* src="data:image/png;base64,([^"]*)"', slot.page.value).groups()
+    assert alt == slot.title
+    return base64.b64decode(content)
+
+
 def test_a_run_shows_its_steps_and_decodes_only_some():
     loop, seen = Loop(40), []
     explorer = explorer_of(loop, weight=2.5)
     explorer.status.observe(lambda change: seen.append(change["new"]), "value")
-    explorer.right.image.observe(lambda change: seen.append(shade(change["new"])), "value")
+    explorer.after.page.observe(lambda _: seen.append(shade(explorer.after.picture)), "value")
     result = run(explorer)
     assert loop.begun == [{"weight": 2.5, "kind": "a", "seed": 0}] and loop.closed == 1
     assert result.done == result.total == 40 and len(result.losses) == 40 and result.losses[9] == pytest.approx(0.75)
     assert list(result.frames) == [1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 40]
     assert loop.decoded == len(result.frames)
     shades = [each for each in seen if isinstance(each, float)]
-    assert shades == pytest.approx([number / 40 for number in result.frames], abs=1 / 255)
+    assert shades[:-1] == pytest.approx([number / 40 for number in result.frames], abs=1 / 255)  # and last its settings
     assert any("step 12 of 40, loss 0.7" in each for each in seen if isinstance(each, str))
     assert "finished" in explorer.status.value and explorer.progress.value == explorer.progress.max == 40
     assert torch.equal(result.image, torch.ones(1, 3, 8, 8))
@@ -120,19 +129,21 @@ def test_run_button_without_a_loop_runs_to_the_end():
 
 def test_scrubbing_shows_the_frame_of_the_step():
     explorer = explorer_of(Loop(40))
-    assert explorer.scrub.disabled and explorer.right.box.layout.display == "none"
+    assert explorer.scrub.disabled and "<img" not in explorer.after.page.value
     result = run(explorer)
-    assert not explorer.scrub.disabled and explorer.scrub.value == 40 and explorer.right.box.layout.display is None
+    assert not explorer.scrub.disabled and explorer.scrub.value == 40
     assert [label for label, _ in explorer.scrub.options][:2] == ["step 1", "step 3"]
     for number in (1, 21, 40):
         explorer.scrub.value = number
-        assert explorer.right.image.value == result.frames[number]
-        assert shade(explorer.right.image.value) == pytest.approx(number / 40, abs=1 / 255)
-        assert f"step {number} of 40" in explorer.right.words.value
-    explorer.zoom.value = 640
-    assert explorer.right.image.layout.width == explorer.right.words.layout.max_width == "640px"
-    explorer.zoom.value = 128
-    assert explorer.right.image.layout.width == "128px" and explorer.right.words.layout.max_width == "240px"
+        assert explorer.after.picture == result.frames[number]
+        assert shade(picture_of(explorer.after)) == pytest.approx(number / 40, abs=1 / 255)
+        assert f"step {number} of 40" in explorer.after.page.value
+    for width in (640, 128):
+        explorer.zoom.value = width
+        for slot in (explorer.before, explorer.after):
+            assert slot.page.layout.max_width == f"{width}px"
+        assert f"max-height: {width}px" in explorer.after.page.value
+        assert f"step {number} of 40" in explorer.after.page.value
 
 
 def test_cancel_stops_at_the_next_step_and_leaves_nothing_behind():
@@ -141,7 +152,7 @@ def test_cancel_stops_at_the_next_step_and_leaves_nothing_behind():
     result = run(explorer)
     assert loop.made == result.done == 7 and loop.closed == 1
     assert "cancelled after step 7 of 40" in explorer.status.value
-    assert list(result.frames) == [1, 3, 6] and explorer.right.image.value == result.frames[6]
+    assert list(result.frames) == [1, 3, 6] and explorer.after.picture == result.frames[6]
     assert explorer.cancel_button.disabled and not explorer.run_button.disabled
     assert run(explorer).done == 7, "a cancelled explorer runs again"
 
@@ -199,7 +210,7 @@ def test_a_mistake_is_one_sentence(at):
     assert run(explorer) is None
     assert "Error: weight must be &lt;b&gt;less&lt;/b&gt;, got more" in explorer.status.value
     assert not explorer.run_button.disabled and explorer.errors.outputs == ()
-    assert explorer.result is first and explorer.right.image.value == first.frames[8], "the last result is back"
+    assert explorer.result is first and explorer.after.picture == first.frames[8], "the last result is back"
 
 
 def test_other_errors_are_not_swallowed():
@@ -244,15 +255,15 @@ def test_settings_that_controls_do_not_take(settings, message):
 def test_two_results_stand_side_by_side():
     explorer = explorer_of(Loop(40))
     explorer.keep_button.click()
-    assert "press Run first" in explorer.status.value and explorer.left.box.layout.display == "none"
+    assert "press Run first" in explorer.status.value and explorer.before.picture is None
     first = run(explorer)
     explorer.scrub.value = 21
     explorer.keep_button.click()
     explorer.set(weight=3.0)
     second = run(explorer)
-    assert explorer.left.image.value == first.frames[21] and explorer.right.image.value == second.frames[40]
-    assert explorer.left.box.layout.display is None
-    told = [re.sub("</?div[^>]*>", "", slot.words.value) for slot in (explorer.left, explorer.right)]
+    assert explorer.before.picture == first.frames[21] and explorer.after.picture == second.frames[40]
+    assert explorer.before.title == "Before: kept"
+    told = [slot.words for slot in (explorer.before, explorer.after)]
     assert told[0] == "step 21 of 40<br><b>weight 1</b><br>kind a; seed 0"
     assert told[1] == "step 40 of 40<br><b>weight 3</b><br>kind a; seed 0"
     figure = explorer.figure()
@@ -261,8 +272,33 @@ def test_two_results_stand_side_by_side():
     assert figure.axes[1].images[0].get_array()[0, 0, 0] == round(255 * 21 / 40)
     assert explorer.provenance()["kept"]["config"]["weight"] == 1.0
     explorer.clear_button.click()
-    assert explorer.left.box.layout.display == "none" and "<b>" not in explorer.right.words.value
+    assert explorer.before.picture is None and "<b>" not in explorer.after.words and explorer.clear_button.disabled
     assert "kept" not in explorer.provenance() and len(explorer.figure().axes) == 2
+
+
+def test_a_second_run_stands_beside_the_first():
+    loop = Loop(4)
+    explorer = explorer_of(loop)
+    first = run(explorer)
+    assert explorer.before.picture is None and "Run twice to compare." in explorer.before.page.value
+    explorer.scrub.value = 2
+    explorer.set(kind="b")
+    loop.before = lambda index: seen.append(explorer.before.picture)
+    seen = []
+    second = run(explorer)
+    assert seen == [first.frames[2]] * 4, "what is compared with is there while it runs"
+    assert explorer.before.title == "Before: the previous run" and explorer.after.picture == second.frames[4]
+    assert explorer.before.words == "step 2 of 4<br><b>kind a</b><br>weight 1; seed 0"
+    assert len(explorer.figure().axes) == 2 and "kept" not in explorer.provenance(), "it is exported only when kept"
+    loop.before = lambda index: 1 / 0 if index == 2 else None
+    with pytest.raises(ZeroDivisionError):
+        run(explorer)
+    assert explorer.before.picture == first.frames[2] and explorer.after.picture == second.frames[4]
+    explorer.clear_button.click()
+    assert explorer.before.picture is None and explorer.clear_button.disabled
+    loop.before = lambda index: None
+    run(explorer)
+    assert explorer.before.picture == second.frames[4]
 
 
 def test_export_writes_figure_provenance_and_typst(tmp_path):
@@ -577,13 +613,42 @@ def test_thumbnails_follow_the_controls(own):
         explorer.controls["photo"].options[:2] == ("mine", "yours")
         and "astronaut" in explorer.controls["photo"].options
     )
-    before = {name: slot.image.value for name, slot in explorer.thumbnails.items()}
+    before = {name: picture_of(slot) for name, slot in explorer.inputs.items()}
     assert list(before) == ["photo", "painting"]
     explorer.controls["painting"].value = "mine"
-    after = {name: slot.image.value for name, slot in explorer.thumbnails.items()}
+    after = {name: picture_of(slot) for name, slot in explorer.inputs.items()}
     assert after["photo"] == before["photo"] and after["painting"] != before["painting"]
     with Image.open(io.BytesIO(after["painting"])) as thumbnail:
-        assert max(thumbnail.size) == 128
+        assert max(thumbnail.size) == 256
+
+
+def test_the_photograph_is_the_picture_before(network, own):
+    explorer = widgets.style_transfer(network=network, pictures=own, photo="mine", size=32, evaluations=2)
+    assert explorer.before.title == "Before: the photo" and picture_of(explorer.before) == picture_of(
+        explorer.inputs["photo"]
+    )
+    explorer.set(photo="yours")
+    assert picture_of(explorer.before) == picture_of(explorer.inputs["photo"])
+    run(explorer)
+    shown = explorer.before.picture
+    explorer.set(photo="mine")
+    assert explorer.before.picture == shown, "it stays that of the run"
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_less_used_settings_are_folded_away(make):
+    explorer = make()
+    (hidden,) = explorer.fold.children
+    folded = [part.description for part in hidden.children]
+    assert (
+        explorer.fold.selected_index is None and len(folded) >= 2 and 3 <= len(explorer.controls) + 1 - len(folded) <= 5
+    )
+    explorer.fold_button.click()
+    assert explorer.fold.selected_index == 0
+    explorer.fold_button.click()
+    assert explorer.fold.selected_index is None
+    shown = [part.description for part in everything(explorer.view) if part in explorer.controls.values()]
+    assert sorted(shown) == sorted(name.replace("_", " ") for name in explorer.controls)
 
 
 # --- ipywidgets 7.7 and 8 ---------------------------------------------------------------------------------------------
@@ -592,7 +657,8 @@ SLIDER = {"value", "min", "max", "step", "description", "disabled", "continuous_
 CHOICE = {"_options_labels", "index", "description", "disabled", "options", "value", "label"}
 #: Traits that 7.7.1 and 8 both have, of the classes used.
 COMMON = {
-    "Box": {"children"}, "HBox": {"children"}, "VBox": {"children"},
+    "Accordion": {"children", "selected_index", "titles"}, "Box": {"children"},
+    "HBox": {"children"}, "VBox": {"children"},
     "Button": {"description", "disabled", "icon", "button_style", "tooltip"},
     "HTML": {"value", "placeholder", "description"},
     "Text": {"value", "placeholder", "description", "disabled", "continuous_update"},
@@ -602,7 +668,7 @@ COMMON = {
     "BoundedIntText": {"value", "min", "max", "step", "description", "disabled", "continuous_update"},
     "Dropdown": CHOICE, "SelectMultiple": CHOICE | {"rows"},
     "SelectionSlider": CHOICE | {"continuous_update", "readout"},
-    "Layout": {"width", "max_width", "display", "flex_flow", "margin"},
+    "Layout": {"width", "max_width", "flex", "flex_flow", "margin"},
     "SliderStyle": {"description_width", "handle_color"},
     "DescriptionStyle": {"description_width"},
 }  # fmt: skip
@@ -610,7 +676,9 @@ COMMON = {
 
 def changed(widget):
     """Synchronised traits that do not stand at their defaults; not tooltips, which are set only where they are."""
-    names = [name for name in widget.traits(sync=True) if not re.match("layout|style|tooltip|_", name)]
+    names = [
+        name for name in widget.traits(sync=True) if not re.match("layout|style|tooltip|description_tooltip|_", name)
+    ]
     return {name for name in names if getattr(widget, name) != widget.trait_defaults(name)}
 
 
@@ -633,26 +701,49 @@ def test_only_what_both_versions_of_ipywidgets_have(make):
         if hasattr(widget, "disabled"):  # what is operated says in words what it is
             interactive += 1
             assert widget.description
-    assert interactive == len(explorer.controls) + 8
+    assert interactive == len(explorer.controls) + 9
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_no_label_says_null(make):
-    """Labels of sliders and numbers do, pointed at in ipywidgets 8, where nothing else was given."""
+def test_what_is_operated_has_a_tooltip(make):
+    """Sliders and numbers say "null" in ipywidgets 8 where they have none; 7.7 has another name for it."""
     explorer = make()
-    pointed = [
-        part
-        for part in everything(explorer.view)
-        if re.search("Slider$|IntText$", type(part).__name__) and part.description
-    ]
-    if pointed[0].has_trait("tooltip"):
-        assert all(part.tooltip for part in pointed)
-        assert explorer.zoom.tooltip == "a whole number from 128 to 1024"
+    for part in everything(explorer.view):
+        if hasattr(part, "disabled"):
+            assert part.tooltip if part.has_trait("tooltip") else part.description_tooltip, part
+    with_tooltip = explorer.zoom.has_trait("tooltip")
+    said = explorer.zoom.tooltip if with_tooltip else explorer.zoom.description_tooltip
+    assert said == "a whole number from 128 to 1024"
 
 
-def test_a_hint_needs_no_tooltips():
-    """ipywidgets 7.7 has none on sliders."""
-    controls.hint(SimpleNamespace(has_trait=lambda name: False, min=0), "a text")
+OLD = """
+import ipywidgets
+from tests.test_widgets import ALL, Loop, explorer_of, run, test_less_used_settings_are_folded_away
+from tests.test_widgets import test_what_is_operated_has_a_tooltip, test_only_what_both_versions_of_ipywidgets_have
+
+for make in ALL:
+    test_only_what_both_versions_of_ipywidgets_have(make)
+    test_what_is_operated_has_a_tooltip(make)
+    test_less_used_settings_are_folded_away(make)
+explorer = explorer_of(Loop(4))
+run(explorer)
+explorer.scrub.value = 2
+explorer.keep_button.click()
+run(explorer)
+print(ipywidgets.__version__, explorer.status.value)
+"""
+
+
+@pytest.mark.skipif(
+    "EX4_IPYWIDGETS_7" not in os.environ, reason="EX4_IPYWIDGETS_7 names a folder with ipywidgets 7.7.1"
+)
+def test_the_same_code_runs_on_ipywidgets_7():
+    """The folder: pip install --no-deps --target FOLDER ipywidgets==7.7.1 ipython_genutils."""
+    path = os.pathsep.join([os.environ["EX4_IPYWIDGETS_7"], str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", OLD], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("7.7.1 ") and "finished" in done.stdout
 
 
 # --- in a kernel ------------------------------------------------------------------------------------------------------

@@ -1,34 +1,47 @@
-"""Parts of an explorer's page: controls and moving them, pictures to choose from by name, slots that show pictures."""
+"""Parts of an explorer: controls and their tooltips, pictures chosen by name, places where pictures are shown."""
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from ipywidgets import HTML, BoundedIntText, Dropdown, FloatLogSlider, VBox
-from ipywidgets import Image as ImageWidget
+from ipywidgets import HTML, Dropdown, FloatLogSlider
+from PIL import Image
 from torch import Tensor
 from traitlets import TraitError
 
 from ex4lib import images
 from ex4lib.images import ImageSource
-from ex4lib.widgets.exports import told
+from ex4lib.widgets.exports import in_words
 from ex4lib.widgets.watching import Settings
 
-#: Longer side of thumbnails in pixels.
-THUMBNAIL = 128
-#: Margin of what stands in a row with others.
-GAP = "0 1em 0 0"
+#: Longer side of the pictures that follow the controls, in pixels.
+THUMBNAIL = 256
+#: What a setting means, for its tooltip.
+MEANINGS = {
+    "style_weight": "weight of the style against the content",
+    "style_layers": "choose several with Shift or Ctrl",
+    "tv_weight": "weight of the smoothness prior",
+    "size": "longer side of the result in pixels",
+    "evaluations": "how often the loss is computed",
+    "style_scale": "strength of the guidance as a share of the predicted noise; 0 is the model alone",
+    "window": "the part of the steps that are guided",
+    "steps": "number of denoising steps",
+    "guidance_scale": "strength of the prompt",
+    "seed": "the same seed draws the same noise",
+}
 
 
 def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Set controls by name.
 
     Raises:
-        ValueError: a name that there is not, or a value that its control does not take.
+        ValueError: a name that does not exist, or a value that its control does not accept.
     """
     for name, value in settings.items():
         if name not in controls:
@@ -44,23 +57,20 @@ def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be {_accepted(control)}, got {value!r}")
 
 
-def hint(control: Any, text: str | None = None) -> None:
-    """What a control says when its label is pointed at: ``text``, or the numbers it takes.
+def hint(control: Any, meaning: str | None = None) -> None:
+    """Set a control's tooltip: its meaning, and the numbers that it accepts.
 
-    Left out, ipywidgets 8 says "null" there; 7.7 has no such trait and says the label.
+    ipywidgets 7.7 has another name for the tooltip of a control with a label. Without one, version 8 shows "null".
     """
-    if control.has_trait("tooltip") and (text or hasattr(control, "min")):
-        control.tooltip = text or _accepted(control)
-
-
-def paragraph(content: str) -> str:
-    """Lines of HTML set as text; as they come, widgets give each the height of a control."""
-    return f'<div style="line-height: 1.4">{content}</div>'
+    name = "tooltip" if control.has_trait("tooltip") else "description_tooltip"
+    range_of_numbers = _accepted(control) if hasattr(control, "min") else None
+    setattr(control, name, "; ".join(filter(None, (meaning, range_of_numbers))) or control.description)
 
 
 def _accepted(control: Any) -> str:
     if hasattr(control, "options"):
-        return "among " + ", ".join(str(each[-1] if isinstance(each, tuple) else each) for each in control.options)
+        labels = (option[-1] if isinstance(option, tuple) else option for option in control.options)
+        return "among " + ", ".join(map(str, labels))
     if not hasattr(control, "min"):
         return "a text"
     low, high = control.min, control.max
@@ -71,57 +81,78 @@ def _accepted(control: Any) -> str:
 
 
 class Shelf:
-    """Pictures to choose from: the caller's own, by name, and the shipped ones."""
+    """Pictures to choose from: the caller's, by name, and the shipped ones."""
 
-    def __init__(self, own: Mapping[str, ImageSource] | None):
-        self.own = dict(own or {})
-        self._thumbnail = functools.cache(lambda name: images.load(self.own.get(name, name), THUMBNAIL))
+    def __init__(self, pictures: Mapping[str, ImageSource] | None):
+        self.pictures = dict(pictures or {})
+        self._thumbnail = functools.cache(lambda name: images.load(self.pictures.get(name, name), THUMBNAIL))
 
     def control(self, default: str) -> Dropdown:
         """A choice of them."""
-        shipped = [name for name in images.names() if name not in self.own]
-        return Dropdown(options=[*self.own, *shipped], value=default)
+        shipped = [name for name in images.names() if name not in self.pictures]
+        return Dropdown(options=[*self.pictures, *shipped], value=default)
 
     def load(self, settings: Settings, *controls: str) -> dict[str, Tensor]:
-        """The pictures that some controls stand at, ``(1, 3, H, W)`` by the control's name."""
-        return {each: images.load(self.own.get(settings[each], settings[each])) for each in controls}
+        """The pictures ``(1, 3, H, W)`` that some controls name, by the control's name."""
+        return {name: images.load(self.pictures.get(settings[name], settings[name])) for name in controls}
 
     def look(self, *controls: str) -> Callable[[Settings], dict[str, Tensor]]:
         """The same as a function of settings, small."""
-        return lambda settings: {each: self._thumbnail(settings[each]) for each in controls}
+        return lambda settings: {name: self._thumbnail(settings[name]) for name in controls}
 
 
 class Slot:
-    """A picture with a title above it and words below; hidden until there is one."""
+    """A place for a picture with a title above it and words below.
 
-    def __init__(self, title: str, width: int = 320):
-        self.image, self.words = ImageWidget(format="png"), HTML()
-        self.box = VBox([HTML(f"<b>{html.escape(title)}</b>"), self.image, self.words])
-        self.box.layout.margin = GAP
+    The picture is part of an HTML page because the Image of ipywidgets has no text for screen readers.
+
+    Arguments:
+        title: what the picture is.
+        width: its largest width and height in pixels.
+        empty: what stands in its place while there is none.
+    """
+
+    def __init__(self, title: str, width: int, empty: str = ""):
+        self.title, self.empty, self.page = title, empty, HTML()
+        self.picture: bytes | None = None
+        self.words = ""
+        self.page.layout.margin = "0 12px 0 0"
         self.widen(width)
-        self.hide()
 
     def widen(self, width: int) -> None:
-        """Set the width of the picture in pixels; the words below wrap to it, or to a readable one."""
-        self.image.layout.width, self.words.layout.max_width = f"{width}px", f"{max(width, 240)}px"
+        """Set the largest width; in a row the slot takes what room there is, and at least two thirds of this."""
+        self.page.layout.max_width, self.page.layout.flex = f"{width}px", f"1 1 {width * 2 // 3}px"
+        self.width = width
+        self._draw()
 
     def show(
-        self, content: bytes, words: str = "", settings: Settings | None = None, names: Sequence[str] = ()
+        self, picture: bytes | None, words: str = "", settings: Settings | None = None, names: Sequence[str] = ()
     ) -> None:
-        """Show a PNG; ``settings`` are told below it, those in ``names`` first and in bold."""
-        lines = {name: html.escape(told({name: value})) for name, value in (settings or {}).items()}
+        """Show a PNG or the empty place, and below it words and settings, those in ``names`` first and in bold."""
+        lines = {name: html.escape(in_words({name: value})) for name, value in (settings or {}).items()}
         bold = [f"<b>{line}</b>" for name, line in lines.items() if name in names]
         rest = "; ".join(line for name, line in lines.items() if name not in names)
-        parts = [part for part in (html.escape(words), *bold, rest) if part]
-        self.image.value, self.words.value, self.box.layout.display = content, paragraph("<br>".join(parts)), None
+        self.picture = picture
+        self.words = "<br>".join(part for part in (html.escape(words), *bold, rest) if part)
+        self._draw()
 
-    def hide(self) -> None:
-        self.box.layout.display = "none"
-
-
-def seed_box() -> BoundedIntText:
-    """A box for the seed."""
-    return BoundedIntText(value=0, min=0, max=2**31 - 1)
+    def _draw(self) -> None:
+        title = html.escape(self.title, quote=True)
+        if self.picture is None:
+            place = (
+                f'<div style="border: 1px dashed; padding: 30% 1em; text-align: center">{html.escape(self.empty)}</div>'
+            )
+        else:
+            width, height = Image.open(io.BytesIO(self.picture)).size  # known before decoding, so that nothing jumps
+            place = (
+                f'<img alt="{title}" width="{width}" height="{height}" style="width: 100%; height: auto; '
+                f'max-height: {self.width}px; object-fit: contain; object-position: left top" '
+                f'src="data:image/png;base64,{base64.b64encode(self.picture).decode()}">'
+            )
+        self.page.value = (
+            f'<div style="line-height: 1.3"><b>{title}</b>{place}'
+            f'<div style="font-size: 12px; overflow-wrap: anywhere">{self.words}</div></div>'
+        )
 
 
 def seeded(settings: Settings) -> torch.Generator:
@@ -130,5 +161,5 @@ def seeded(settings: Settings) -> torch.Generator:
 
 
 def once(ready: Any, load: Callable[[], Any]) -> Callable[[], Any]:
-    """What was passed in, or else what ``load`` gives when it is first asked for."""
+    """What was passed in, or else what ``load`` returns when it is first needed."""
     return functools.cache(lambda: load() if ready is None else ready)

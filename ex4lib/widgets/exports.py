@@ -16,18 +16,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ex4lib import figures, files
-from ex4lib.widgets.watching import Result, Settings, spread
+from ex4lib.widgets.watching import Result, Settings, position, spread
 
 Shown = Sequence[tuple[Result, int]]
 
 
-def told(settings: Settings) -> str:
+def in_words(settings: Settings) -> str:
     """Settings in words."""
 
     def text(value: Any) -> str:
         if isinstance(value, tuple):
             return " ".join(map(text, value))
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     return "; ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in settings.items())
 
@@ -44,8 +44,8 @@ def figure(shown: Shown, film: int = 0) -> Figure:
     for result, number in shown:
         numbers = spread([each for each in result.frames if each <= number], film + 1)
         rows.append([*result.inputs.values(), *(result.picture(each) for each in numbers)])
-        captions.append([*result.inputs, *(f"step {each} of {result.total}" for each in numbers)])
-        labels.append("\n".join(textwrap.fill(told({name: result.settings[name]}), 18) for name in names))
+        captions.append([*result.inputs, *(position(step, result.total) for step in numbers)])
+        labels.append("\n".join(textwrap.fill(in_words({name: result.settings[name]}), 18) for name in names))
     width = max(row[-1].shape[-1] for row in rows)
     cell = 1.1 if film else min(max(width / figures.DENSITY[0], 1.4), 4.0)
     return figures.grid(rows, captions=captions, row_labels=labels if len(rows) > 1 else None, cell=cell)
@@ -83,7 +83,7 @@ def write(explorer: str, shown: Shown, name: str) -> tuple[figures.Saved, str]:
     names = itertools.chain([name], (f"{name}-{copy}" for copy in itertools.count(2)))
     free = next(each for each in names if not (folder / f"{each}.png").exists())
     result, number = shown[-1]
-    text = f"{explorer}, step {number} of {result.total}: {told(result.settings)}."
+    text = f"{explorer}, {position(number, result.total)}: {in_words(result.settings)}."
     saved = figures.save(figure(shown), f"exported/{free}", caption=text, lossless=True, **provenance(explorer, shown))
     return saved, typst_line(free, text)
 

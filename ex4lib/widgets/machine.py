@@ -9,55 +9,58 @@ import asyncio
 import contextlib
 import html
 import re
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ipywidgets
 from IPython.display import display
-from ipywidgets import HTML, Button, HBox, Layout, VBox
+from ipywidgets import (
+    HTML,
+    Accordion,
+    Button,
+    HBox,
+    IntProgress,
+    IntSlider,
+    Layout,
+    Output,
+    SelectionSlider,
+    Text,
+    VBox,
+)
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ex4lib import figures
+from ex4lib import figures, images
 from ex4lib.widgets import exports
-from ex4lib.widgets.controls import GAP, THUMBNAIL, Slot, hint, move, paragraph
-from ex4lib.widgets.watching import (
-    FILM,
-    Job,
-    Recorder,
-    Result,
-    Settings,
-    Store,
-    View,
-    from_store,
-    no_store,
-    png,
-    watched,
-)
+from ex4lib.widgets.controls import MEANINGS, THUMBNAIL, Slot, hint, move
+from ex4lib.widgets.watching import FILM, Job, Recorder, Result, Settings, Store, computed, from_store, png, position
 
 #: Seconds given to the event loop after each step, in which a click on Cancel gets through.
 PAUSE = 0.005
 
 
 class Explorer:
-    """Controls, Run and Cancel, a live preview, a scrubber, two slots side by side, and export.
+    """Controls on the left; on the right the inputs, before and after side by side, a step to look at, and export.
 
     Run starts ``task`` on the notebook's event loop: it makes one step at a time and lets the loop breathe after each.
     Without a loop, ``asyncio.run(explorer.run())``. A mistake in the settings becomes one sentence in ``status``; any
     other exception is shown whole in ``errors`` and raised by ``task``.
+
+    The picture before is the one that was kept, or else the previous run's, or else the photograph.
 
     Arguments:
         name: what is explored, in words.
         about: a sentence for the reader.
         controls: ipywidgets controls by name of the setting.
         begin: settings -> `Job`; called by Run, so that models are loaded there and not before.
+        folded: names of the settings that are folded away.
         look: settings -> pictures by name, cheaply; they follow the controls at once.
         initial: settings to begin with.
         store: where `static` looks for finished runs and keeps them, such as ``experiments.store.stored``.
 
     Raises:
-        ValueError: an initial setting that there is not, or that its control does not take.
+        ValueError: an initial setting that does not exist, or that its control does not accept.
     """
 
     def __init__(
@@ -67,47 +70,41 @@ class Explorer:
         controls: Mapping[str, Any],
         begin: Callable[[Settings], Job],
         *,
-        look: Callable[[Settings], Mapping[str, Tensor]] | None = None,
+        folded: Sequence[str] = (),
+        look: Callable[[Settings], Mapping[str, Tensor]] = lambda settings: {},
         initial: Mapping[str, Any] | None = None,
         store: Store | None = None,
     ):
-        self.store = store or no_store
-        self.name, self.controls, self.begin, self.look = name, dict(controls), begin, look or (lambda settings: {})
+        self.name, self.controls, self.begin, self.look, self.store = name, dict(controls), begin, look, store
         self.task: asyncio.Task | None = None
         self.result: Result | None = None
+        self.previous: tuple[Result, int] | None = None
         self.kept: tuple[Result, int] | None = None
         self._stop = self._moving = False
-        for setting, control in self.controls.items():
-            control.description = setting.replace("_", " ")
-            control.style.description_width, control.layout.width = "8em", "27em"
-            hint(control)
         self.set(**(initial or {}))
 
-        self.run_button = Button(description="Run", button_style="primary")
-        self.cancel_button = Button(description="Cancel", disabled=True)
-        self.progress, self.status = ipywidgets.IntProgress(max=1), HTML()
-        self.left, self.right = Slot("Kept"), Slot("Now")
-        self.scrub = ipywidgets.SelectionSlider(options=[("none yet", 0)], description="look at", disabled=True)
-        self.zoom = ipywidgets.IntSlider(value=320, min=128, max=1024, step=64, description="zoom (px)")
-        hint(self.scrub, "a step of the run")
-        hint(self.zoom)
-        self.keep_button = Button(description="Keep beside", disabled=True)
-        self.clear_button = Button(description="Clear the kept", disabled=True)
-        self.export_name = ipywidgets.Text(value=re.sub(r"\W+", "-", name.lower()), description="name")
-        self.export_button, self.exported = Button(description="Export", disabled=True), HTML()
-        self.errors = ipywidgets.Output()
-        self.thumbnails = {each: Slot(each, THUMBNAIL) for each in self.look(self.settings())}
-        self.view = self._arranged(about)
+        self.run_button = _button("Run", "run with these settings", self._press_run, disabled=False)
+        self.run_button.button_style = "primary"
+        self.cancel_button = _button("Cancel", "stop after the present step", self.cancel)
+        # The header of an Accordion cannot be reached by keyboard; this button can.
+        self.fold_button = _button("More", "show or hide more settings", self._fold_or_unfold, disabled=False)
+        self.keep_button = _button("Keep", "keep this picture as the one before", lambda: self._try(self.keep))
+        self.clear_button = _button("Clear", "remove the picture before", lambda: self._try(self.clear))
+        self.export_button = _button(
+            "Export", "write a figure with its settings", lambda: self._try(self.export, self.export_name.value)
+        )
+        self.export_name = Text(value=re.sub(r"\W+", "-", name.lower()), description="name")
+        self.scrub = SelectionSlider(options=[("none yet", 0)], description="look at", disabled=True)
+        self.zoom = IntSlider(value=320, min=128, max=1024, step=64)
+        self.progress, self.status, self.exported, self.errors = IntProgress(max=1), HTML(), HTML(), Output()
+        self.inputs = {picture: Slot(picture, 100) for picture in self.look(self.settings())}
+        self.before, self.after = Slot("Before", 320, "Run twice to compare."), Slot("After", 320, "Press Run.")
+        self.fold = Accordion()
+        self.view = self._arranged(about, folded)
         self._follow_controls()
-        self._follow_zoom()
 
-        self.run_button.on_click(lambda _: self._press_run())
-        self.cancel_button.on_click(lambda _: self.cancel())
-        self.keep_button.on_click(lambda _: self._try(self.keep))
-        self.clear_button.on_click(lambda _: self._try(self.clear))
-        self.export_button.on_click(lambda _: self._try(lambda: self.export(self.export_name.value)))
         self.scrub.observe(lambda _: self._present(), "value")
-        self.zoom.observe(lambda _: self._follow_zoom(), "value")
+        self.zoom.observe(lambda _: [slot.widen(self.zoom.value) for slot in (self.before, self.after)], "value")
         for control in self.controls.values():
             control.observe(lambda _: self._try(self._follow_controls), "value")
 
@@ -121,7 +118,7 @@ class Explorer:
         """Move controls.
 
         Raises:
-            ValueError: a setting that there is not, or a value that its control does not take.
+            ValueError: a setting that does not exist, or a value that its control does not accept.
         """
         move(self.controls, settings)
 
@@ -155,7 +152,8 @@ class Explorer:
             self._require_idle()
             self.set(**settings)
             chosen = self.settings()
-            self.result = from_store(self.store, self.name, chosen, self.begin(chosen))
+            job = self.begin(chosen)
+            self.result = from_store(self.store, self.name, chosen, job) if self.store else computed(chosen, job)
             self._say("finished")
             self._busy(False)
             self._present(latest=True)
@@ -164,20 +162,23 @@ class Explorer:
     async def _run(self) -> Result | None:
         try:
             with self._reported():
-                settings = self.settings()
                 self._say("loading ...")
                 await asyncio.sleep(PAUSE)  # the page hears of it before the kernel is busy
-                recorder, ended = Recorder(settings, self.begin(settings)), "finished"
-                with contextlib.closing(watched(recorder.job)) as views:
-                    for view in views:
-                        recorder.add(view)
-                        self._preview(view, recorder.frames.get(view.number))
+                start, settings, ending = time.perf_counter(), self.settings(), "finished"
+                recorder, previous = (
+                    Recorder(settings, self.begin(settings)),
+                    self._shown()[-1] if self.result else None,
+                )
+                self._compare(self.kept or previous)
+                with contextlib.closing(recorder.steps()) as frames:
+                    for frame in frames:
+                        self._preview(recorder, frame)
                         await asyncio.sleep(PAUSE)
-                        if self._stop and view.number < view.total:
-                            ended = f"cancelled after step {view.number} of {view.total}"
+                        if self._stop and recorder.number < recorder.total:
+                            ending = f"cancelled after {recorder.position}"
                             break
-                self.result = recorder.result()
-                self._say(f"{ended}, {recorder.seconds:.1f} s")
+                self.previous, self.result = previous, recorder.result()
+                self._say(f"{ending}, {time.perf_counter() - start:.1f} s")
                 return self.result
         finally:
             self._busy(False)
@@ -193,9 +194,7 @@ class Explorer:
         self._busy(True)
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is None:  # a script
+        except RuntimeError:  # a script
             asyncio.run(self._run())
         else:
             self.task = loop.create_task(self._run())
@@ -203,26 +202,17 @@ class Explorer:
     # --- comparing and exporting ------------------------------------------------------------------------------------
 
     def keep(self) -> None:
-        """Put the picture on display into the left slot, to compare others with.
+        """Keep the picture on display as the one before, to compare others with and to export beside them.
 
         Raises:
             ValueError: there is no result yet.
-            RuntimeError: it is running.
         """
-        self._require_idle()
         self.kept = self._shown()[-1]
-        self._busy(False)
         self._present()
 
     def clear(self) -> None:
-        """Empty the left slot.
-
-        Raises:
-            RuntimeError: it is running.
-        """
-        self._require_idle()
-        self.kept = None
-        self._busy(False)
+        """Forget the picture before."""
+        self.kept = self.previous = None
         self._present()
 
     def figure(self, film: int = 0) -> Figure:
@@ -252,7 +242,7 @@ class Explorer:
         saved, line = exports.write(self.name, self._shown(), name)
         taken = "" if saved.path.stem == name else f"{name} is taken; "
         self._say(f"{taken}written to {saved.path}")
-        self.exported.value = f"<pre>{html.escape(line)}</pre>"
+        self.exported.value = f'<pre style="white-space: pre-wrap; line-height: 1.3">{html.escape(line)}</pre>'
         return saved
 
     def _shown(self) -> list[tuple[Result, int]]:
@@ -269,42 +259,62 @@ class Explorer:
         text = f"{self.name}, an explorer: run this notebook to use it."
         display({"text/plain": text, "application/vnd.jupyter.widget-view+json": widget}, raw=True)
 
-    def _arranged(self, about: str) -> VBox:
-        def row(*parts: Any) -> HBox:
-            return HBox(parts, layout=Layout(flex_flow="row wrap"))
+    def _arranged(self, about: str, folded: Sequence[str]) -> VBox:
+        for name, control in {**self.controls, "picture_width": self.zoom}.items():
+            control.description = name.replace("_", " ")
+            control.style.description_width, control.layout.width = "92px", "auto"
+            hint(control, MEANINGS.get(name, ""))
+        for control, meaning in ((self.scrub, "a step of the run"), (self.export_name, "name of the exported figure")):
+            control.style.description_width, control.layout.width = "52px", "300px"
+            hint(control, meaning)
+        self.progress.layout.width = "auto"
+        self.fold.children = [VBox([*(self.controls[name] for name in folded), self.zoom])]
+        self.fold.selected_index = None
+        self.fold.set_title(0, "More settings")
 
-        thumbnails = [slot.box for slot in self.thumbnails.values()]
-        return VBox(
+        title = HTML(f'<div style="line-height: 1.3"><b>{html.escape(self.name)}.</b> {html.escape(about)}</div>')
+        left = VBox(
             [
-                HTML(paragraph(f"<b>{html.escape(self.name)}</b><br>{html.escape(about)}")),
-                row(VBox(list(self.controls.values()), layout=Layout(margin=GAP)), *thumbnails),
-                row(self.run_button, self.cancel_button, self.progress),
+                *(control for name, control in self.controls.items() if name not in folded),
+                HBox([self.run_button, self.cancel_button, self.fold_button]),
+                self.progress,
                 self.status,
-                row(self.scrub, self.zoom),
-                row(self.keep_button, self.clear_button, self.export_name, self.export_button),
-                self.exported,
-                row(self.left.box, self.right.box),  # below what is pressed, which so stays where it is
-                self.errors,
-            ]
+                self.fold,
+            ],
+            layout=Layout(flex="0 0 296px", margin="0 12px 0 0"),
         )
+        for slot in self.inputs.values():
+            slot.page.layout.flex = "0 0 auto"  # above each other without gaps
+        wrapped = Layout(flex_flow="row wrap")
+        inputs = [VBox([slot.page for slot in self.inputs.values()], layout=Layout(flex="0 0 auto"))]
+        right = VBox(
+            [
+                HBox([*inputs, self.before.page, self.after.page], layout=wrapped),
+                HBox([self.scrub, self.keep_button, self.clear_button], layout=wrapped),
+                HBox([self.export_name, self.export_button], layout=wrapped),
+                self.exported,
+            ],
+            layout=Layout(flex="1 1 400px"),  # on a narrow page it stands below the controls
+        )
+        return VBox([title, HBox([left, right], layout=wrapped), self.errors])
+
+    def _fold_or_unfold(self) -> None:
+        self.fold.selected_index = 0 if self.fold.selected_index is None else None
 
     def _follow_controls(self) -> None:
         for name, picture in self.look(self.settings()).items():
-            self.thumbnails[name].show(png(picture))
+            self.inputs[name].show(png(picture))
+        if self.result is None:
+            self._compare(None)
 
-    def _follow_zoom(self) -> None:
-        for slot in (self.left, self.right):
-            slot.widen(self.zoom.value)
-
-    def _preview(self, view: View, frame: bytes | None) -> None:
-        self.progress.max, self.progress.value = view.total, view.number
-        step, loss = f"step {view.number} of {view.total}", "" if view.loss is None else f"loss {view.loss:.4g}"
-        self._say(", ".join(filter(None, (step, loss, view.note))))
+    def _preview(self, recorder: Recorder, frame: bytes | None) -> None:
+        self.progress.max, self.progress.value = recorder.total, recorder.number
+        self._say(recorder.words)
         if frame is not None:
-            self.right.show(frame, step)
+            self.after.show(frame, recorder.position)
 
     def _present(self, *, latest: bool = False) -> None:
-        """Bring the slots up to the result, what was kept and the scrubber; ``latest`` moves that to the end."""
+        """Show the result at the step that is looked at, and what was before; ``latest`` moves on to the last step."""
         if self._moving or self.result is None:
             return
         if latest:
@@ -312,26 +322,43 @@ class Explorer:
             self.scrub.options = [(f"step {number}", number) for number in self.result.frames]
             self.scrub.value = max(self.result.frames)
             self._moving = False
-        self.left.hide()
-        shown = self._shown()
-        names = exports.differing(shown)
-        for slot, (result, number) in zip((self.right, self.left), reversed(shown), strict=False):
-            slot.show(result.frames[number], f"step {number} of {result.total}", result.settings, names)
+        before, after = self.kept or self.previous, self._shown()[-1]
+        self.clear_button.disabled = before is None
+        names = exports.differing([before or after, after])
+        self._compare(before, names)
+        self._show(self.after, after, "After", names)
+
+    def _compare(self, before: tuple[Result, int] | None, names: Sequence[str] = ()) -> None:
+        """Show what was before: a result, or else the photograph, if there is one."""
+        if before is not None:
+            self._show(
+                self.before, before, "Before: kept" if before is self.kept else "Before: the previous run", names
+            )
+            return
+        pictures = self.look(self.settings()) if self.result is None else self.result.inputs
+        self.before.title = "Before: the photo" if "photo" in pictures else "Before"
+        self.before.show(png(images.load(pictures["photo"], THUMBNAIL)) if "photo" in pictures else None)
+
+    def _show(self, slot: Slot, shown: tuple[Result, int], title: str, names: Sequence[str]) -> None:
+        result, number = shown
+        slot.title = title
+        slot.show(result.frames[number], position(number, result.total), result.settings, names)
 
     def _busy(self, running: bool) -> None:
         self.run_button.disabled, self.cancel_button.disabled = running, not running
         for control in (self.scrub, self.keep_button, self.export_button):
             control.disabled = running or self.result is None
-        self.clear_button.disabled = running or self.kept is None
+        self.clear_button.disabled = running or (self.kept or self.previous) is None
         if running:
             self._stop, self.errors.outputs, self.progress.value = False, (), 0
 
     def _say(self, text: str, role: str = "status") -> None:
-        self.status.value = f'<span role="{role}">{html.escape(" ".join(text.split()))}</span>'
+        words = html.escape(" ".join(text.split()))
+        self.status.value = f'<div role="{role}" style="line-height: 1.3; overflow-wrap: anywhere">{words}</div>'
 
-    def _try(self, action: Callable[[], Any]) -> None:
+    def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
         with self._reported():
-            action()
+            action(*arguments)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -347,3 +374,9 @@ class Explorer:
             record = {"output_type": "error", "ename": type(error).__name__, "evalue": str(error), "traceback": lines}
             self.errors.outputs = (record,)
             raise
+
+
+def _button(description: str, tooltip: str, action: Callable[[], Any], *, disabled: bool = True) -> Button:
+    button = Button(description=description, tooltip=tooltip, disabled=disabled, layout=Layout(width="90px"))
+    button.on_click(lambda _: action())
+    return button

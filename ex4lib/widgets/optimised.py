@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, IntSlider, SelectMultiple
+from ipywidgets import BoundedIntText, Dropdown, FloatLogSlider, FloatSlider, IntSlider, SelectMultiple
 from torch import Tensor
 
 from ex4lib import images, models, optimisation, transfer
 from ex4lib.features import VGG, layer_names
 from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
-from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
+from ex4lib.widgets.controls import Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Store
 
@@ -48,7 +48,7 @@ def style_transfer(
         "start": Dropdown(options=list(transfer.STARTS)),
         "size": IntSlider(value=size, min=32, max=1024, step=16),
         "evaluations": IntSlider(value=evaluations, min=1, max=1000),
-        "seed": seed_box(),
+        "seed": BoundedIntText(max=2**31 - 1),
     }
 
     def begin(settings: Settings) -> Job:
@@ -68,13 +68,11 @@ def style_transfer(
         )  # fmt: skip
         return _optimised(steps, loaded, inputs)
 
-    about = (
-        "A photograph's content, a painting's statistics. The weight is of the style against the content; several "
-        "layers are chosen with Shift or Ctrl."
-    )
+    about = "The content of a photograph with the statistics of a painting."
     return Explorer(
-        "Style transfer", about, controls, begin, look=shelf.look("photo", "painting"), initial=initial, store=store
-    )
+        "Style transfer", about, controls, begin, folded=("style_loss", "style_layers", "size", "evaluations", "seed"),
+        look=shelf.look("photo", "painting"), initial=initial, store=store,
+    )  # fmt: skip
 
 
 def inversion(
@@ -94,7 +92,7 @@ def inversion(
         "tv_weight": FloatSlider(value=1.0, min=0.0, max=10.0, step=0.1),
         "size": IntSlider(value=size, min=32, max=512, step=16),
         "evaluations": IntSlider(value=evaluations, min=1, max=1000),
-        "seed": seed_box(),
+        "seed": BoundedIntText(max=2**31 - 1),
     }
 
     def begin(settings: Settings) -> Job:
@@ -105,8 +103,11 @@ def inversion(
         steps = transfer.invert_steps(loaded, target, settings["layer"], generator=seeded(settings), **options)
         return _optimised(steps, loaded, {"photo": target})
 
-    about = "An image with the photograph's features at one layer, found from noise: what the layer still knows."
-    return Explorer("Feature inversion", about, controls, begin, look=shelf.look("photo"), initial=initial, store=store)
+    about = "A picture with the photograph's features at one layer, found from noise: it shows what the layer keeps."
+    return Explorer(
+        "Feature inversion", about, controls, begin, folded=("size", "evaluations", "seed"), look=shelf.look("photo"),
+        initial=initial, store=store,
+    )  # fmt: skip
 
 
 def _optimised(steps: Iterator[optimisation.Step], network: VGG, inputs: dict[str, Tensor]) -> Job:

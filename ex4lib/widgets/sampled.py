@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from ipywidgets import Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
+from ipywidgets import BoundedIntText, Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
 from torch import Tensor
 
 from ex4lib import images, models
@@ -23,20 +23,14 @@ from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
-from ex4lib.widgets.controls import Shelf, once, seed_box, seeded
+from ex4lib.widgets.controls import Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Store, Weights
 
-VIEWS = {
-    view.name: view
-    for view in (
-        illusions.FLIP,
-        illusions.ROTATION,
-        illusions.NEGATION,
-        illusions.INNER_CIRCLE,
-        illusions.patches(),
-    )
-}
+#: Settings of guided diffusion that are folded away.
+FOLDED = ("ramp", "style_loss", "steps", "scheduler")
+_VIEWS = (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches())
+VIEWS = {view.name: view for view in _VIEWS}
 
 
 def guided_stable_diffusion(
@@ -65,12 +59,11 @@ def guided_stable_diffusion(
         denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
         return _guided(loaded, denoiser, loaded.vae_scale_factor, settings, shelf, load_features)
 
-    about = (
-        "A prompt for what, a painting for how. The style scale is a share of the predicted noise, 0 is the stock "
-        "pipeline; the window is the part of the steps that are guided."
-    )
-    name = "Guided Stable Diffusion"
-    return Explorer(name, about, controls, begin, look=shelf.look("painting"), initial=initial, store=store)
+    about = "The prompt says what is drawn, the painting how. At style scale 0 the painting has no influence."
+    return Explorer(
+        "Guided Stable Diffusion", about, controls, begin, folded=(*FOLDED, "guidance_scale"),
+        look=shelf.look("painting"), initial=initial, store=store,
+    )  # fmt: skip
 
 
 def guided_ddpm(
@@ -89,8 +82,10 @@ def guided_ddpm(
         loaded = load()
         return _guided(loaded, Denoiser(loaded.unet, Pixels()), 1, settings, shelf, load_features)
 
-    about = "A model that knows no prompt, steered by a painting. The style scale is a share of the predicted noise."
-    return Explorer("Guided DDPM", about, controls, begin, look=shelf.look("painting"), initial=initial, store=store)
+    about = "A model without prompts, steered by a painting. At style scale 0 the painting has no influence."
+    return Explorer(
+        "Guided DDPM", about, controls, begin, folded=FOLDED, look=shelf.look("painting"), initial=initial, store=store
+    )
 
 
 def sdedit(
@@ -113,7 +108,7 @@ def sdedit(
         "prompt": Text(value="a cat", continuous_update=False),
         "start": IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
         "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
-        "seed": seed_box(),
+        "seed": BoundedIntText(max=2**31 - 1),
     }
 
     def begin(settings: Settings) -> Job:
@@ -128,10 +123,13 @@ def sdedit(
         return _sampled(steps, {"photo": picture}, _pixel_weights(loaded), skipped=settings["start"])
 
     about = (
-        f"The start is the number of the timestep that the picture is noised to, of {len(timesteps)}: the later, the "
-        "closer to the picture."
+        "Noise is added to the photograph and removed again towards the prompt. The start is the timestep to "
+        f"begin at, of {len(timesteps)}: a later one stays closer to the photograph."
     )
-    return Explorer("SDEdit", about, controls, begin, look=shelf.look("photo"), initial=initial, store=store)
+    return Explorer(
+        "SDEdit", about, controls, begin, folded=("guidance_scale",), look=shelf.look("photo"), initial=initial,
+        store=store,
+    )  # fmt: skip
 
 
 def anagram(*, model: PixelModel | None = None, store: Store | None = None, **initial: Any) -> Explorer:
@@ -142,7 +140,7 @@ def anagram(*, model: PixelModel | None = None, store: Store | None = None, **in
         "other_prompt": Text(value="an owl", continuous_update=False),
         "view": Dropdown(options=list(VIEWS)),
         "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
-        "seed": seed_box(),
+        "seed": BoundedIntText(max=2**31 - 1),
     }
 
     def begin(settings: Settings) -> Job:
@@ -161,8 +159,8 @@ def anagram(*, model: PixelModel | None = None, store: Store | None = None, **in
 
         return _sampled(steps, {}, _pixel_weights(loaded), seen=both)
 
-    about = "Left the picture as it is drawn, right its view: it should show the other prompt."
-    return Explorer("Visual anagram", about, controls, begin, initial=initial, store=store)
+    about = "Each picture stands beside its view, which should show the other prompt."
+    return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), initial=initial, store=store)
 
 
 def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
@@ -175,7 +173,7 @@ def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
         "style_loss": Dropdown(options=list(STATISTICS)),
         "steps": IntSlider(value=steps, min=1, max=250),
         "scheduler": Dropdown(options=names, value="DDIMScheduler"),
-        "seed": seed_box(),
+        "seed": BoundedIntText(max=2**31 - 1),
     }
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,17 +51,6 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """What is seen of a step: ``number`` counts from 1; ``picture`` is None where none was decoded."""
-
-    number: int
-    total: int
-    loss: float | None
-    note: str
-    picture: Tensor | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Result:
     """A finished or cancelled run: PNG ``frames`` by step number, and the last of them as ``image`` ``(1, 3, H, W)``.
 
@@ -86,28 +74,6 @@ class Result:
         return images.load(Image.open(io.BytesIO(self.frames[number])))
 
 
-def watched(job: Job) -> Iterator[View]:
-    """The steps of a job as they are made, about `FRAMES` of them decoded, and then the last again as the result.
-
-    Raises:
-        ValueError: a loop without steps.
-    """
-
-    def view(picture: Callable[[Any], Tensor] | None) -> View:
-        seen = None if picture is None else picture(step).detach().float().cpu()
-        return View(number, total, job.loss(step), job.note(step), seen)
-
-    step = None
-    with contextlib.closing(job.steps) as steps:
-        for number, step in enumerate(steps, start=1):
-            total = step.total - job.skipped
-            due = number < total and (number == 1 or number % math.ceil(total / FRAMES) == 0)
-            yield view(job.picture if due else None)
-    if step is None:
-        raise ValueError("the loop had no steps")
-    yield view(job.final)
-
-
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """What a store keeps of a run: numbers, and pictures ``(1, 3, H, W)`` by name."""
@@ -116,34 +82,52 @@ class Finished:
     pictures: dict[str, Tensor]
 
 
-def no_store(kind: str, config: Settings, compute: Callable[[], Finished], **identity: Any) -> Finished:
-    """The store that keeps nothing."""
-    return compute()
-
-
 class Recorder:
-    """Collects the views of a run into a `Result`."""
+    """Makes the steps of a job, and collects from them what a `Result` holds."""
 
     def __init__(self, settings: Settings, job: Job):
-        self.settings, self.job, self.began = settings, job, time.perf_counter()
+        self.settings, self.job = settings, job
+        self.number, self.total = 0, 1
         self.frames: dict[int, bytes] = {}
-        self.losses: dict[int, float | None] = {}
+        self.losses: list[float | None] = []
 
-    def add(self, view: View) -> None:
-        self.total = view.total
-        self.losses[view.number] = view.loss if view.loss is not None and math.isfinite(view.loss) else None
-        if view.picture is not None:
-            self.image, self.frames[view.number] = view.picture, png(view.picture)
+    def steps(self) -> Iterator[bytes | None]:
+        """Make one step at a time; yields its preview as a PNG, or None where none was decoded, and last the result.
 
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
+        Raises:
+            ValueError: a loop without steps.
+        """
+        step = None
+        with contextlib.closing(self.job.steps) as steps:
+            for self.number, step in enumerate(steps, start=1):
+                self.total, loss = step.total - self.job.skipped, self.job.loss(step)
+                self.losses.append(loss if loss is not None and math.isfinite(loss) else None)
+                self.position = position(self.number, self.total)
+                words = (self.position, "" if loss is None else f"loss {loss:.4g}", self.job.note(step))
+                self.words = ", ".join(filter(None, words))
+                due = self.number == 1 or self.number % math.ceil(self.total / FRAMES) == 0
+                yield self._decoded(self.job.picture(step)) if due and self.number < self.total else None
+        if step is None:
+            raise ValueError("the loop had no steps")
+        yield self._decoded(self.job.final(step))
+
+    def _decoded(self, picture: Tensor) -> bytes:
+        self.image = picture.detach().float().cpu()
+        self.frames[self.number] = png(self.image)
+        return self.frames[self.number]
 
     def result(self) -> Result:
-        losses = list(self.losses.values())
         return Result(
-            self.settings, self.frames, self.image, losses, self.total, self.job.inputs, self.job.weights
+            self.settings, self.frames, self.image, self.losses, self.total, self.job.inputs, self.job.weights
         )  # fmt: skip
+
+
+def computed(settings: Settings, job: Job) -> Result:
+    """The result of a job that runs to its end."""
+    recorder = Recorder(settings, job)
+    for _ in recorder.steps():
+        pass
+    return recorder.result()
 
 
 def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Result:
@@ -153,21 +137,22 @@ def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Res
     """
 
     def compute() -> Finished:
-        recorder = Recorder(settings, job)
-        for view in watched(job):
-            recorder.add(view)
-        result = recorder.result()
+        result = computed(settings, job)
         pictures = {str(number): result.picture(number) for number in spread(list(result.frames), FILM + 1)}
         return Finished({"total": result.total, "losses": result.losses}, pictures)
 
     config = {"explorer": explorer, **settings}
-    weights = job.weights() if store is not no_store else {}
-    run = store("explorers", config, compute, inputs=job.inputs, weights=weights)
+    run = store("explorers", config, compute, inputs=job.inputs, weights=job.weights())
     job.steps.close()  # where the store had it, the loop was never begun
     pictures = {int(number): picture for number, picture in run.pictures.items()}
     frames = {number: png(pictures[number]) for number in sorted(pictures)}
     losses, total = run.values["losses"], run.values["total"]
     return Result(settings, frames, pictures[max(pictures)], losses, total, job.inputs, job.weights)
+
+
+def position(number: int, total: int) -> str:
+    """Where in its run a picture was seen."""
+    return f"step {number} of {total}"
 
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
