@@ -89,7 +89,7 @@ class _StyleGuided:
             found = self._stock().__call__(self, *args, **arguments)
         if isinstance(found, tuple):
             return found
-        return StyleGuidedOutput(found.images, trace, found.get("nsfw_content_detected"))
+        return StyleGuidedOutput(found.images, list(trace), found.get("nsfw_content_detected"))
 
 
 class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
