@@ -150,8 +150,9 @@ def _descend(
     for index in range(1, evaluations + 1):
         here = point.detach().clone()
         loss, terms, gradient = _evaluate(objective, point, decode)
-        total, note = loss.sum().item(), ""
-        finite = math.isfinite(total) and bool(gradient.isfinite().all())
+        # The loop goes on or back by these two numbers: the one time that an evaluation waits for the device.
+        total, finite = torch.stack([loss.sum(), gradient.isfinite().all().to(loss)]).tolist()
+        finite, note = bool(finite) and math.isfinite(total), ""
         if index == 1:
             first_loss = total
             if not finite:

@@ -108,7 +108,8 @@ class SlicedWasserstein:
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         positions, weights = _positions(features, mask)
-        directions = _directions(positions.shape[1], self.projections, self.seed).to(positions)
+        kind = (positions.dtype, positions.device)
+        directions = _directions(positions.shape[1], self.projections, self.seed, *kind)
         projected = directions @ positions  # (B, K, P)
         if weights is None:
             return self._uniform_quantiles(projected.sort(2).values)
@@ -229,7 +230,7 @@ def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _directions(channels: int, count: int, seed: int) -> Tensor:
+def _directions(channels: int, count: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(count, channels, generator=generator, dtype=torch.float64)
-    return directions / directions.norm(dim=1, keepdim=True)
+    return (directions / directions.norm(dim=1, keepdim=True)).to(device, dtype)

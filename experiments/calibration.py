@@ -33,7 +33,7 @@ def calibrate(
         ValueError: no style term, or a style gradient of zero or not finite.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    disturbance = torch.randn(image.shape, generator=generator, dtype=torch.float32).to(image)
+    disturbance = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
     x = (image.detach() + noise * disturbance).clamp(0, 1).requires_grad_()
     weights = {part.name: part.weight for part in objective.parts}
     content, style, factors = torch.zeros_like(x), torch.zeros_like(x), {}

@@ -5,6 +5,9 @@ one on the CPU is a single number, an index, or the source or the destination of
 """
 
 import contextlib
+import sys
+import warnings
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,6 +17,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 FAR = torch.device("meta")  # autograd knows this device everywhere; here its tensors have values
 MIXING = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default, torch.ops.aten.set_.source_Tensor}
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
+#: Operations whose result the processor needs before it can go on, beside copies between the devices. Factorisations
+#: read from the device whether they have failed.
+WAITING = {
+    "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "repeat_interleave",
+    "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_cholesky", "linalg_inv", "linalg_pinv", "_linalg_solve_ex",
+}  # fmt: skip
+UNCHECKED = {"_linalg_solve_ex", "linalg_inv_ex", "linalg_cholesky_ex"}  # they wait only if they are to check
+ROOT = Path(__file__).parents[1]
+
+#: Lists that are told where the processor waits for the device.
+_LISTENERS: list[list[str]] = []
 
 
 class FarTensor(torch.Tensor):
@@ -29,6 +43,7 @@ class FarTensor(torch.Tensor):
         return wrapper
 
     def tolist(self):
+        _wait()
         return self.near.tolist()
 
     def __repr__(self):
@@ -63,6 +78,56 @@ def far_device():
         yield FAR
 
 
+@contextlib.contextmanager
+def waits(device):
+    """A list of the places in this library, as ``file:line``, at which the processor waits for the device.
+
+    On CUDA they are those of which torch warns.
+    """
+    places = []
+    if device.type == "cuda":
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield places
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        where = [(warning.filename, warning.lineno) for warning in caught if "synchronizing" in str(warning.message)]
+        places += [f"{Path(name).name}:{line}" for name, line in where if ROOT / "ex4lib" in Path(name).parents]
+        return
+    _LISTENERS.append(places)
+    try:
+        yield places
+    finally:
+        _LISTENERS.remove(places)
+
+
+def _wait():
+    """Tell the listeners, if the innermost frame that is not torch's or of this file is in the library."""
+    frame = sys._getframe(1)
+    while frame is not None and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back
+    if frame is not None and ROOT / "ex4lib" in Path(frame.f_code.co_filename).parents:
+        for places in _LISTENERS:
+            places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+
+
+def must_wait(function, args, kwargs, wraps, far, near):
+    """Whether the processor waits, given an operation with tensors of the far device or a result there."""
+    name = function._schema.name.removeprefix("aten::")
+    if name in UNCHECKED:
+        return bool(far) and bool(kwargs.get("check_errors"))
+    if name in ("_to_copy", "copy_"):
+        crosses = (bool(far) != wraps) if name == "_to_copy" else bool(far) and len(far) < 2
+        blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+        return crosses and (blocking or not wraps)
+    if name in ("index", "index_put_", "index_put"):
+        places = [place for place in args[1] if place is not None]
+        return bool(far) and any(not isinstance(place, FarTensor) or place.dtype == torch.bool for place in places)
+    return bool(far) and name in WAITING
+
+
 def is_far(device):
     return device is not None and torch.device(device).type == FAR.type
 
@@ -78,6 +143,8 @@ def computed(function, args, kwargs):
     wraps = is_far(kwargs["device"]) if kwargs.get("device") is not None else bool(far)
     if function is torch.ops.aten.copy_.default:
         wraps = isinstance(args[0], FarTensor)
+    if _LISTENERS and must_wait(function, args, kwargs, wraps, far, near):
+        _wait()
     plain = {name: value for name, value in kwargs.items() if name != "device" or not is_far(value)}
     if len(plain) < len(kwargs):
         plain["device"] = torch.device("cpu")

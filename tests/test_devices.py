@@ -17,6 +17,7 @@ from ex4lib.judge import Judge
 from ex4lib.statistics import STATISTICS, second_moment
 from experiments import calibration, measures, metrics
 from experiments.distillation import loop, rules
+from tests.devices import waits
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
 from tests.test_steering_families import autoencoder, stable_diffusion, unet
 
@@ -229,3 +230,50 @@ def test_judge(device, tmp_path, painting):
     assert right(judge.image_features(painting), device)
     assert judge.scores(drawn(device, 2, 3, 40, 48), ["a cat", "a dog"]).isfinite().all()
     assert judge.agrees(painting, "a cat", ["a dog"]).device.type == "cpu"
+
+
+def stock(device, scheduler):
+    """A pipeline of Stable Diffusion on the device, and prompts of two pictures."""
+    pipe = stable_diffusion("StableDiffusionPipeline")
+    pipe.scheduler = schedulers.named(scheduler, ddim())
+    for part in (pipe.unet, pipe.vae):
+        part.eval().to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {"prompt_embeds": drawn(device, 2, 7, 32), "negative_prompt_embeds": drawn(device, 2, 7, 32, seed=1)}
+
+
+@pytest.mark.parametrize("scheduler", ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"))
+@pytest.mark.parametrize("preset", ("full", "cheap", "mpgd"))
+def test_a_guided_step_does_not_wait_for_the_device(device, vgg, painting, scheduler, preset):
+    """What a picture waits for does not grow with its steps, and the trace is read when it is asked for."""
+    pipe, prompt = stock(device, scheduler)
+    counts, options = {}, {"features": vgg, "guidance": preset, "window": (0, 1), "measure": True}
+    with guided(pipe, [painting, painting.flip(1)], style_scale=[0.1, 0.2], **options) as trace:
+        for steps in (2, 4, 7):
+            with waits(device) as counts[steps]:
+                pipe(**prompt, num_inference_steps=steps, output_type="latent")
+        with waits(device) as reading:
+            assert trace[-1]["gradient_norm"][0] > 0
+    assert sorted(counts[4]) == sorted(counts[7]), counts
+    assert reading
+
+
+def test_the_loops_wait_at_every_tenth_step_only(device, vgg, painting):
+    """The library's own loops, with noise from the device's own generator."""
+    objective, network, x = StyleObjective(vgg, [painting], (SIZE, SIZE)), denoiser(device), drawn(device, 1, 4, 16, 16)
+    euler = schedulers.named("EulerDiscreteScheduler", ddim())
+
+    def sampled(steps):
+        list(sample(network, euler, x * 10, steps=steps, objective=objective, guidance=Guidance(0.1), measure=True))
+
+    def distilled(steps):
+        rule = rules.VSD(network, ddim())
+        list(loop.distil(rule, loop.Canvas(x), network.space, steps=steps, objective=objective))
+
+    for passes in (sampled, distilled):
+        counts = []
+        for steps in (3, 6, 12):
+            with waits(device) as places:
+                passes(steps)
+            counts.append(len(places))
+        assert counts[1] == counts[0] and counts[2] == counts[0] + 1, (passes.__name__, places)

@@ -64,7 +64,7 @@ def test_levels_of_a_flow_agree_with_the_schedulers_straight_line(name, generato
     sample = noise
     for t, level in zip(scheduler.timesteps, schedulers.levels(scheduler), strict=True):
         torch.testing.assert_close(sample, level.diffuse(clean, noise), atol=1e-5, rtol=0)
-        assert schedulers.level(scheduler, schedulers.position(scheduler, t)) == level
+        assert schedulers.levels(scheduler)[schedulers.position(scheduler, t)] == level
         sample = scheduler.step(noise - clean, t, sample).prev_sample.double()
     torch.testing.assert_close(sample, clean, atol=1e-5, rtol=0)
 
@@ -81,7 +81,7 @@ def test_levels_agree_with_each_schedulers_own_estimate_of_the_clean_sample(name
     arguments = schedulers.step_arguments(scheduler, generator, 0.0)
     for t, level in zip(scheduler.timesteps, schedulers.levels(scheduler), strict=True):
         scheduler.scale_model_input(sample, t)
-        assert schedulers.level(scheduler, schedulers.position(scheduler, t)) == level
+        assert schedulers.levels(scheduler)[schedulers.position(scheduler, t)] == level
         noise = (sample - level.signal * clean) / level.noise
         output = (
             noise if prediction == "epsilon" else level.alpha_bar**0.5 * noise - (1 - level.alpha_bar) ** 0.5 * clean

@@ -405,5 +405,5 @@ def _norm(x: Tensor) -> Tensor:
 
 def _per_image(scales: Sequence[float], like: Tensor) -> Tensor:
     check_count(scales, len(like))
-    scale = torch.tensor([float(scale) for scale in scales], dtype=like.dtype, device=like.device)
+    scale = torch.stack([like.new_full((), float(scale)) for scale in scales])  # filled, not copied: no waiting
     return scale.expand(len(like)).view(-1, *[1] * (like.ndim - 1))

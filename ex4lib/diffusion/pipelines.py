@@ -89,7 +89,7 @@ class _StyleGuided:
             output = self._stock().__call__(self, *args, **arguments)
         if isinstance(output, tuple):
             return output
-        return StyleGuidedOutput(output.images, trace, output.get("nsfw_content_detected"))
+        return StyleGuidedOutput(output.images, list(trace), output.get("nsfw_content_detected"))
 
 
 class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):

@@ -39,7 +39,7 @@ class Step:
     level: Level
     sample: Tensor
     clean: Tensor
-    _measured: dict[str, Any] | None = dataclasses.field(repr=False)
+    _measured: Callable[[], dict[str, Any]] | None = dataclasses.field(repr=False)
     _render: Callable[[Tensor], Tensor] = dataclasses.field(repr=False)
 
     @property
@@ -59,7 +59,7 @@ class Step:
         ``seconds`` are those of the processor, while an accelerator may still compute. Values are read from the device
         here and not earlier.
         """
-        return None if self._measured is None else plain(self._measured)
+        return None if self._measured is None else self._measured()
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -184,14 +184,14 @@ def is_due(device: torch.device, index: int, total: int) -> bool:
 
 def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repeats: int, generator) -> Iterator[Step]:
     scheduler = loop.scheduler
-    levels, times = schedulers.levels(scheduler), scheduler.timesteps.tolist()
+    levels, times = schedulers.levels(scheduler), [int(time) for time in scheduler.timesteps.tolist()]
     total = len(times)
     for index in range(start, total):
-        t, level, time_number = scheduler.timesteps[index], levels[index], int(times[index])
+        t, level, time_number = scheduler.timesteps[index], levels[index], times[index]
         runs, rows = max(repeats, loop.runs(index, total)), []
         for run in range(runs):
             with loop.context():
-                after, clean, row = loop.step(x, t, level, index, total)
+                after, clean, row = loop.step(x, t, level, index, times)
             rows.append(row)
             if after_step is not None:
                 after = after_step(after, index, t)
@@ -203,7 +203,7 @@ def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repe
         measured = rows[-1]
         if measured is not None:  # of the last run, but all skipped gradients and all the time
             sums = {name: sum(row[name] for row in rows) for name in ("skipped", "seconds")}
-            measured = {"index": index, "timestep": time_number} | measured | sums
+            measured = functools.partial(plain, {"index": index, "timestep": time_number} | measured | sums)
         yield Step(index, total, time_number, level, x, clean, measured, loop.denoiser.space.render)
 
 
@@ -231,7 +231,7 @@ class _Loop:
     def context(self) -> contextlib.AbstractContextManager:
         return torch.no_grad()
 
-    def step(self, x: Tensor, t: Tensor, level: Level, index: int, total: int) -> tuple[Tensor, Tensor, None]:
+    def step(self, x: Tensor, t: Tensor, level: Level, index: int, times: list[int]) -> tuple[Tensor, Tensor, None]:
         output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
         kind = schedulers.prediction_type(self.scheduler)
         clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
@@ -256,13 +256,15 @@ class _GuidedLoop(_Loop):
     def context(self) -> contextlib.AbstractContextManager:
         return frozen(self.denoiser.unet, *self.denoiser.space.modules, checkpointing=self.checkpointing)
 
-    def step(self, x: Tensor, t: Tensor, level: Level, index: int, total: int) -> tuple[Tensor, Tensor, dict | None]:
-        strength = self.guidance.strength(index, total)
+    def step(
+        self, x: Tensor, t: Tensor, level: Level, index: int, times: list[int]
+    ) -> tuple[Tensor, Tensor, dict | None]:
+        strength = self.guidance.strength(index, len(times))
         if not strength or not schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler)):
             with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
-                return super().step(x, t, level, index, total)
+                return super().step(x, t, level, index, times)
         began = time.perf_counter()
-        situation, output = self.situation(x, t, level)
+        situation, output = self.situation(x, t, level, times[index])
         result = guide(situation, self.guidance, strength)
         shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
@@ -270,7 +272,7 @@ class _GuidedLoop(_Loop):
         row = result.measured(level, strength, self.loss if self.measure else None)
         return after, result.clean, row | {"seconds": time.perf_counter() - began}
 
-    def situation(self, x: Tensor, t: Tensor, level: Level) -> tuple[Situation, Output]:
+    def situation(self, x: Tensor, t: Tensor, level: Level, number: int) -> tuple[Situation, Output]:
         """What `guide` needs to know, and the network's output."""
         through = self.guidance.method in THROUGH
         leaf = at_least_float32(x.detach()).requires_grad_(through)
@@ -284,7 +286,7 @@ class _GuidedLoop(_Loop):
         plain = output.detached()
         correction = None if plain.correction is None else self.denoiser.guidance_scale * plain.correction
         situation = Situation(
-            self.scheduler, level, int(t), leaf.detach(), prediction.detach(), self.loss, pull if through else None,
+            self.scheduler, level, number, leaf.detach(), prediction.detach(), self.loss, pull if through else None,
             variance=plain.variance, correction=correction, eta=self.eta,
         )  # fmt: skip
         return situation, plain

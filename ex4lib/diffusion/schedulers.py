@@ -98,36 +98,38 @@ def timed(
 
 
 def levels(scheduler: SchedulerMixin) -> list[Level]:
-    """The noise level of every entry of ``scheduler.timesteps``."""
-    return [level(scheduler, index) for index in range(len(scheduler.timesteps))]
-
-
-def level(scheduler: SchedulerMixin, index: int) -> Level:
-    """The noise level of entry ``index`` of ``scheduler.timesteps``."""
-    if is_a(scheduler, "KDPM2DiscreteScheduler") and index % 2:  # the second call of a step lies between two levels
-        return Level(1.0, float(scheduler.sigmas_interpol[index]))
+    """The noise level of every entry of ``scheduler.timesteps``, read from the device at once."""
+    times = scheduler.timesteps.tolist()
+    if not hasattr(scheduler, "sigmas"):
+        alpha_bars = scheduler.alphas_cumprod.tolist()
+        return [Level.preserving(alpha_bars[int(time)]) for time in times]
+    sigmas = scheduler.sigmas.tolist()
+    if is_a(scheduler, "KDPM2DiscreteScheduler"):  # the second call of a step lies between two levels
+        sigmas[1::2] = scheduler.sigmas_interpol[: len(sigmas)].tolist()[1::2]
+    sigmas = sigmas[: len(times)]
     if is_a(scheduler, *EXPLODING):
-        return Level(1.0, float(scheduler.sigmas[index]))
+        return [Level(1.0, sigma) for sigma in sigmas]
     if is_a(scheduler, *FLOW):
-        return Level.flow(float(scheduler.sigmas[index]))
-    if hasattr(scheduler, "sigmas"):  # DPM++, UniPC and DEIS: σ may lie between the trained timesteps
-        return Level.preserving(1 / (1 + float(scheduler.sigmas[index]) ** 2))
-    return Level.preserving(float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])]))
+        return [Level.flow(sigma) for sigma in sigmas]
+    return [Level.preserving(1 / (1 + sigma**2)) for sigma in sigmas]  # DPM++, UniPC, DEIS: also between timesteps
 
 
 def position(scheduler: SchedulerMixin, timestep: Tensor | float | None) -> int | None:
     """The entry of ``scheduler.timesteps`` that the scheduler is about to run; None if it cannot be known.
 
-    Schedulers that count their steps are asked; the others are searched for the timestep.
+    Schedulers that count their steps are asked, and a timestep that is a view of ``scheduler.timesteps``, as pipelines
+    hand it on, is known by its place in memory. Only the others are read from the device, to search for the timestep.
     """
     for name in ("step_index", "begin_index"):
         if getattr(scheduler, name, None) is not None:
             return int(getattr(scheduler, name))
-    if timestep is None:
-        return None
-    if hasattr(scheduler, "index_for_timestep"):
+    times, counts = scheduler.timesteps, hasattr(scheduler, "index_for_timestep")
+    shares = isinstance(timestep, Tensor) and timestep.untyped_storage()._cdata == times.untyped_storage()._cdata
+    if shares and not counts:
+        return timestep.storage_offset() - times.storage_offset()
+    equal = [] if timestep is None else (times == timestep).flatten().nonzero().flatten().tolist()
+    if equal and counts:
         return int(scheduler.index_for_timestep(timestep))
-    equal = (scheduler.timesteps == timestep).flatten().nonzero().flatten().tolist()
     if len(equal) > 1 and getattr(scheduler, "counter", None) in equal:
         return scheduler.counter  # PNDM runs a timestep twice and counts its calls
     return equal[0] if equal else None

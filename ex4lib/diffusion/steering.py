@@ -6,8 +6,8 @@ and combined prediction meet, whatever the pipeline does around it.
 
 How a pipeline combines the calls of its network (classifier-free guidance, skip-layer guidance, rescaling) is not
 visible. It is measured: the combined prediction is fitted as ``Σ_k c_k · f_k`` over the calls' outputs, per image, and
-its gradient is ``Σ_k c_k · J_kᵀ g0``. Where the fit is poor, the step is guided without the network's Jacobian
-(method ``clean``), and the trace says so.
+its gradient is ``Σ_k c_k · J_kᵀ g0``. Where the fit is poor, the step is guided without the network's Jacobian, and
+the trace says so (method ``clean``). Nothing of this is read from the device before somebody looks at the trace.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import threading
 import time
 import warnings
@@ -152,7 +153,7 @@ def guided(
     checkpointing: bool = False,
     measure: bool = False,
     on_step: Callable[[Step], None] | None = None,
-) -> contextlib.AbstractContextManager[list[dict]]:
+) -> contextlib.AbstractContextManager[Sequence[dict]]:
     """A context in which a pipeline of diffusers draws in the style of a painting.
 
     Example:
@@ -175,7 +176,8 @@ def guided(
 
     Returns:
         a context manager that gives the trace: a dictionary for each guided step (see `sampling.Step`), with the
-        ``method`` that was used. On exit and on errors the pipeline is as it was.
+        ``method`` that was used, read from the device when it is asked for. On exit and on errors the pipeline is as it
+        was.
 
     Raises:
         ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
@@ -216,7 +218,7 @@ def guided(
 
 
 @contextlib.contextmanager
-def _context(session: _Session, checkpointing: bool) -> Iterator[list[dict]]:
+def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]:
     pipe, network, scheduler = session.pipe, session.network, session.scheduler
     if getattr(scheduler.step, "session", None) is not None:
         raise ValueError("the pipeline's scheduler is already guided: leave the other `guided` first")
@@ -287,6 +289,22 @@ def _call(network: nn.Module, original: Callable, compiled: Callable | None, *ar
     return original(*args, **kwargs) if session is None else session.call(original, args, kwargs)
 
 
+class _Trace(Sequence):
+    """Rows that are read from the device when somebody looks at them."""
+
+    def __init__(self):
+        self.rows: list[Callable[[], dict]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice):
+        return [row() for row in self.rows[index]] if isinstance(index, slice) else self.rows[index]()
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A call of the network: its input and its output, with the graph between them."""
@@ -301,7 +319,8 @@ class _Session:
     def __init__(self, pipe, network, guidance, objective, decoder, device, measure, on_step):
         self.pipe, self.network, self.scheduler = pipe, network, pipe.scheduler
         self.guidance, self.objective, self.measure, self.on_step = guidance, objective, measure, on_step
-        self.thread, self.steps, self.trace = threading.get_ident(), 0, []
+        self.thread, self.steps, self.trace = threading.get_ident(), 0, _Trace()
+        self.timesteps, self.levels, self.times = None, [], []  # of the pictures that are being drawn
         self.calls: list[_Call] = []
         self.ids: Tensor | None = None  # of Flux's packed latents
         self.began: float | None = None
@@ -350,26 +369,24 @@ class _Session:
         """``scheduler.step`` with the prediction shifted, if this step is guided."""
         self.began = self.began or time.perf_counter()
         calls, self.calls, began = self.calls, [], self.began
-        index, total = schedulers.position(self.scheduler, timestep), len(self.scheduler.timesteps)
-        level, strength = schedulers.level(self.scheduler, index), self._strength(index)
-        row, clean = None, None
+        index = schedulers.position(self.scheduler, timestep)
+        level, strength = self._level(index), self._strength(index)
+        row, clean, number = None, None, int(self.times[index])
         if strength and self._is_guidable(level):
             check_scheduler(self.guidance, self.scheduler, options.get("eta", 0.0))
             with torch.inference_mode(False), torch.no_grad():
-                here, note = self._situation(*map(_usable, (model_output, sample)), timestep, level, calls, options)
-                chosen = dataclasses.replace(self.guidance, method="clean") if note else self.guidance
-                found = guide(here, chosen, strength)
-                model_output = _replaced(model_output, found.prediction)
-                row = {"index": index, "timestep": int(timestep), "method": chosen.method}
-                row |= plain(found.measured(level, strength, self._loss if self.measure else None))
-                row |= {"note": note} if note else {}
-                row["seconds"] = time.perf_counter() - began
-                clean = found.clean
-            self.trace.append(row)
+                here, misfit = self._situation(*map(_usable, (model_output, sample)), number, level, calls, options)
+                found = guide(here, self.guidance, strength)
+                model_output, clean = _replaced(model_output, found.prediction), found.clean
+                values = found.measured(level, strength, self._loss if self.measure else None)
+            values = {"index": index, "timestep": number, "method": self.guidance.method} | values
+            values["seconds"] = time.perf_counter() - began
+            row = functools.cache(functools.partial(self._row, values, misfit, TOLERANCE[model_output.dtype]))
+            self.trace.rows.append(row)
         result = original(model_output, timestep, sample, *rest, **options)
         self.steps += 1
         if self.on_step is not None:
-            self._tell(index, total, timestep, level, model_output, sample, clean, row, result)
+            self._tell(index, number, level, model_output, sample, clean, row, result)
         self.began = None
         return result
 
@@ -378,12 +395,28 @@ class _Session:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = timestep[0]
-        if timestep is not None and not (self.scheduler.timesteps == timestep).any():
-            timestep = None  # Flux tells its network another number
-        index = schedulers.position(self.scheduler, timestep)
-        return index is None or (
-            self._strength(index) > 0 and self._is_guidable(schedulers.level(self.scheduler, index))
-        )
+        index = schedulers.position(self.scheduler, timestep)  # None at Flux's first step: its network is told σ
+        return index is None or (self._strength(index) > 0 and self._is_guidable(self._level(index)))
+
+    def _level(self, index: int) -> Level:
+        """The noise level of a step; all are read when a pipeline has set its timesteps."""
+        if self.timesteps is not self.scheduler.timesteps:
+            self.timesteps = self.scheduler.timesteps
+            self.levels, self.times = schedulers.levels(self.scheduler), self.timesteps.tolist()
+        return self.levels[index]
+
+    def _row(self, values: dict, misfit: Tensor | float, tolerance: float) -> dict:
+        """A row of the trace; ``misfit`` is the relative error of the combination."""
+        row, error = plain(values), float(misfit)
+        if not error <= tolerance:
+            cause = "no call was seen"
+            if error != math.inf:
+                cause = f"the prediction is no combination of the outputs, error {error:.2g}"
+            without = (
+                "not guided" if self.guidance.unit == "correction" else "guided without the Jacobian of the network"
+            )
+            row |= {"method": "clean", "note": f"{without}: {cause}"}
+        return row
 
     def _is_guidable(self, level: Level) -> bool:
         return schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler))
@@ -392,48 +425,49 @@ class _Session:
         order = self.scheduler.order
         return self.guidance.strength(index // order, -(-len(self.scheduler.timesteps) // order))
 
-    def _situation(self, output: Tensor, sample: Tensor, timestep, level, calls, options) -> tuple[Situation, str]:
+    def _situation(
+        self, output: Tensor, sample: Tensor, number: int, level: Level, calls: Sequence[_Call], options: dict
+    ) -> tuple[Situation, Tensor | float]:
+        """What `guide` needs to know, and the relative error of the combination, which stays on the device."""
         channels = sample.shape[1] if sample.ndim == 4 else None
         prediction, variance = (output[:, :channels], output[:, channels:]) if channels else (output, None)
         variance = None if variance is None or not variance.shape[1] else variance
         whole, parts = at_least_float32(sample), _parts(calls, sample)
-        prediction, pull, correction, note = at_least_float32(prediction), None, None, ""
-        through = self.guidance.method in THROUGH
+        prediction, pull, correction, misfit = at_least_float32(prediction), None, None, 0.0
+        if self.guidance.method in THROUGH:
+            pull, misfit = torch.zeros_like, math.inf  # as if the network did not depend on its sample
         if parts:
             weights, error = _fitted(prediction, [part.output for part in parts])
-            error = max(error, *(part.error for part in parts))
-            if error <= TOLERANCE[output.dtype]:
-                pull = functools.partial(_pulled, parts, weights)
-        if through and pull is None:
-            cause = (
-                f"the prediction is no combination of the outputs, error {error:.2g}" if parts else "no call was seen"
-            )
-            note = f"guided without the Jacobian of the network: {cause}"
-        if pull and len(parts) > 1:
-            free = torch.stack([part.output.detach() for part in parts], 1)
-            correction = prediction - free[torch.arange(len(free)), weights.argmin(1)].to(prediction)
+            misfit = torch.stack([error, *(part.error.double() for part in parts)]).max()
+            fits = misfit <= TOLERANCE[output.dtype]
+            pull = pull and functools.partial(_pulled, parts, weights, fits)
+            # Read once: without a combination there is no correction, an error. Later steps are then not guided.
+            if self.guidance.unit == "correction" and len(parts) > 1 and (self.trace or fits):
+                free = torch.stack([part.output.detach() for part in parts], 1)
+                free = free[torch.arange(len(free), device=free.device), weights.argmin(1)]
+                correction = torch.where(fits, prediction - free.to(prediction), 0.0)
         here = Situation(
-            self.scheduler, level, int(timestep), whole, prediction, self._loss, pull,
+            self.scheduler, level, number, whole, prediction, self._loss, pull,
             variance=variance, correction=correction, eta=options.get("eta", 0.0),
         )  # fmt: skip
-        return here, note
+        return here, misfit
 
     def _loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.spaced.decode(clean))
 
-    def _tell(self, index, total, timestep, level, output, sample, clean, row, result) -> None:
+    def _tell(self, index, number, level, output, sample, clean, row, result) -> None:
         if clean is None:
             kind, whole = schedulers.prediction_type(self.scheduler), at_least_float32(sample)
             prediction = at_least_float32(output[:, : sample.shape[1]] if sample.ndim == 4 else output)
             clean = schedulers.clip(self.scheduler, level.clean(whole, prediction, kind))
         after = result[0] if isinstance(result, tuple) else result.prev_sample
-        self.on_step(Step(index, total, int(timestep), level, after, clean, row, self.spaced.render))
+        self.on_step(Step(index, len(self.times), number, level, after, clean, row, self.spaced.render))
 
     def _unpacked(self, sample: Tensor) -> Tensor:
         """Flux's tokens ``(B, h·w, 4·C)``, each of 2 x 2 latents, as latents ``(B, C, 2h, 2w)``."""
         if sample.ndim == 4:
             return sample
-        height, width = (int(self.ids[: sample.shape[1], axis].max()) + 1 for axis in (1, 2))
+        height, width = _grid(self.ids, sample.shape[1])
         tokens = sample.view(len(sample), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return tokens.reshape(len(sample), -1, 2 * height, 2 * width)
 
@@ -450,7 +484,7 @@ class _Part:
     rows: slice
     output: Tensor
     scale: Tensor
-    error: float
+    error: Tensor
 
 
 def _parts(calls: Sequence[_Call], sample: Tensor) -> list[_Part]:
@@ -467,30 +501,31 @@ def _parts(calls: Sequence[_Call], sample: Tensor) -> list[_Part]:
             if output.shape != sample.shape or given.shape != sample.shape:
                 return []
             scale = _dot(given, whole) / _dot(whole, whole)
-            error = (_dot(given - _along(scale, whole) * whole) / _dot(given)).sqrt().max().item()
+            error = (_dot(given - _along(scale, whole) * whole) / _dot(given)).sqrt().max()
             parts.append(_Part(call, rows, output, _along(scale, whole), error))
     return parts
 
 
-def _fitted(prediction: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, float]:
+def _fitted(prediction: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Weights ``(B, K)`` with ``prediction ≈ Σ_k w_k · output_k`` per image, by least squares, and the relative error.
 
     Conditional and unconditional outputs are nearly equal: the fit is in float64 and in their differences from the
-    first.
+    first. Equal ones share a weight, by a ridge; a pseudo-inverse would wait for the device.
     """
     first, *others = (output.detach().double().flatten(1) for output in outputs)
     basis = torch.stack([first, *(other - first for other in others)], 1)
     lengths = basis.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     basis, target = basis / lengths, prediction.double().flatten(1)[..., None]
-    found = torch.linalg.pinv(basis @ basis.mT, rtol=1e-10, hermitian=True) @ (basis @ target)
+    ridge = 1e-12 * torch.eye(len(outputs), dtype=target.dtype, device=target.device)
+    found, _ = torch.linalg.solve_ex(basis @ basis.mT + ridge, basis @ target)
     error = (target - basis.mT @ found).norm(dim=1) / target.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     weights = (found / lengths)[..., 0]
     weights = torch.cat([weights[:, :1] - weights[:, 1:].sum(1, keepdim=True), weights[:, 1:]], 1)
-    return weights, error.max().item()
+    return weights, error.max()
 
 
-def _pulled(parts: Sequence[_Part], weights: Tensor, cotangent: Tensor) -> Tensor:
-    """``Σ_k w_k · J_kᵀ cotangent``: one backward pass for each call of the network."""
+def _pulled(parts: Sequence[_Part], weights: Tensor, fits: Tensor, cotangent: Tensor) -> Tensor:
+    """``Σ_k w_k · J_kᵀ cotangent``, one backward pass for each call of the network; 0 where the weights do not fit."""
     total = torch.zeros_like(cotangent)
     crop = tuple(slice(side) for side in cotangent.shape[1:])
     for call in {id(part.call): part.call for part in parts}.values():
@@ -499,7 +534,14 @@ def _pulled(parts: Sequence[_Part], weights: Tensor, cotangent: Tensor) -> Tenso
         (found,) = torch.autograd.grad([part.output for part, _ in mine], call.leaf, sides)
         for part, _ in mine:
             total += part.scale * found[(part.rows, *crop)].to(total)
-    return total
+    return torch.where(fits, total, 0.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _grid(ids: Tensor, tokens: int) -> tuple[int, int]:
+    """Height and width of Flux's tokens, read once: its pipeline hands the same ids to every call."""
+    _, rows, columns = ids[:tokens].amax(0).tolist()
+    return int(rows) + 1, int(columns) + 1
 
 
 def _dot(a: Tensor, b: Tensor | None = None) -> Tensor:

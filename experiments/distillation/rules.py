@@ -40,13 +40,15 @@ def level(scheduler: SchedulerMixin, timestep: int) -> Level:
 
 def noise_of(denoiser: Denoiser, scheduler: SchedulerMixin, x: Tensor, timestep: int) -> Tensor:
     """ε̂ of a sample, for every prediction type."""
-    output = denoiser(x, torch.tensor(timestep, device=x.device)).prediction
+    output = denoiser(x, torch.full((), timestep, device=x.device)).prediction  # filled, not copied: no waiting
     return level(scheduler, timestep).noise_of(x, output.to(x.dtype), scheduler.config.prediction_type)
 
 
 def _drawn(like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(
+        like.device, non_blocking=True
+    )
 
 
 def descend(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
