@@ -141,7 +141,7 @@ def conditions() -> dict[str, Condition]:
         mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
-    fewer = prompts[: models.budget(fast=1, mini=2, full=4)]  # along the curves
+    fewer = prompts[-models.budget(fast=1, mini=1, full=4) :]  # along the curves
     scale = Guidance().scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
@@ -154,8 +154,8 @@ def conditions() -> dict[str, Condition]:
             way = Way(style_loss=loss, transfer_weight=weight)
             found[name] = Condition(way, prompts if weight == 1 else fewer, paintings, seeds)
     named = [painting for painting in WORDS if painting in paintings]
-    found["words"] = Condition(Way(words=True), prompts, named, many)
-    found["both"] = Condition(Way(Guidance(), words=True), prompts, named, many)
+    found["words"] = Condition(Way(words=True), prompts, named, some)
+    found["both"] = Condition(Way(Guidance(), words=True), prompts, named, some)
     found["other paintings"] = Condition(Way(Guidance()), fewer, CHOICE_PAINTINGS, few)
     return found
 
