@@ -26,8 +26,15 @@ WAITING = {
 UNCHECKED = {"_linalg_solve_ex", "linalg_inv_ex", "linalg_cholesky_ex"}  # they wait only if they are to check
 ROOT = Path(__file__).parents[1]
 
+#: Code that counts, as against torch's, diffusers' and the tests'.
+OURS = {ROOT / "ex4lib", ROOT / "experiments"}
+
 #: Lists that are told where the processor waits for the device.
 _LISTENERS: list[list[str]] = []
+
+
+def _is_ours(file: str) -> bool:
+    return bool(OURS & set(Path(file).parents))
 
 
 class FarTensor(torch.Tensor):
@@ -94,7 +101,7 @@ def waits(device):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         where = [(warning.filename, warning.lineno) for warning in caught if "synchronizing" in str(warning.message)]
-        places += [f"{Path(name).name}:{line}" for name, line in where if ROOT / "ex4lib" in Path(name).parents]
+        places += [f"{Path(name).name}:{line}" for name, line in where if _is_ours(name)]
         return
     _LISTENERS.append(places)
     try:
@@ -108,7 +115,7 @@ def _wait():
     frame = sys._getframe(1)
     while frame is not None and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
         frame = frame.f_back
-    if frame is not None and ROOT / "ex4lib" in Path(frame.f_code.co_filename).parents:
+    if frame is not None and _is_ours(frame.f_code.co_filename):
         for places in _LISTENERS:
             places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 
