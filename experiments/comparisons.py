@@ -142,7 +142,6 @@ def conditions() -> dict[str, Condition]:
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
     fewer = prompts[-models.budget(fast=1, mini=1, full=4) :]  # along the curves
-    weaker = models.budget(fast=[(0.1, few)], mini=[], full=[(0.1, few)])
     scale = Guidance().scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
@@ -150,7 +149,7 @@ def conditions() -> dict[str, Condition]:
             guidance = dataclasses.replace(Guidance(), scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
             found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)
-        for weight, seeds in ((1.0, some), (0.3, few), *weaker):
+        for weight, seeds in ((1.0, some), (0.3, few), (0.1, few)):
             name = f"transfer, {label}" + ("" if weight == 1 else f", weight {weight:g}")
             way = Way(style_loss=loss, transfer_weight=weight)
             found[name] = Condition(way, prompts if weight == 1 else fewer, paintings, seeds)
