@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 #: Code that counts, as against torch's, diffusers' and the tests'.
 OURS = {ROOT / "ex4lib", ROOT / "experiments"}
 
-#: Lists that are told where the processor waits for the device.
+#: Lists to which every place is added where the processor waits for the device.
 _LISTENERS: list[list[str]] = []
 
 

@@ -51,7 +51,7 @@ def copied(notebook: Path, folder: Path) -> Path:
 def served(folder: Path) -> Iterator[Callable[[Path], str]]:
     """JupyterLab on ``folder/notebooks``; yields a function from a notebook to the address that opens it.
 
-    The server logs to ``folder/lab.log``; server and kernels are gone afterwards, whatever happens.
+    The server logs to ``folder/lab.log``; on exit, also after an error, server and kernels are stopped.
     """
     (folder / "experiments").symlink_to(ROOT / "experiments")  # the setup cell looks for it above the notebook
     write_kernel_spec(folder / "data" / "kernels" / "python3")  # of this interpreter, found before any other

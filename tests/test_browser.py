@@ -150,6 +150,12 @@ LISTEN = """() => {
 }"""
 
 
+def wait_for_kernel(page: Page) -> None:
+    """Wait until a value has arrived: it waits for the answer to the value before it, and a click does not."""
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name=re.compile(r"\| Idle$")).wait_for()
+
+
 def run_until(page: Page, text: str) -> list[str]:
     """Press Run, and wait until the status says ``text`` after it said that models are loaded; all that it said."""
     page.evaluate("window.heard = []")
@@ -218,6 +224,7 @@ def test_each_explorer_in_a_browser(lab, name):
         expect(page.get_by_text("picture width", exact=True)).to_be_visible()
         for _ in range(4):
             slider(page, moved).press("ArrowRight")
+            wait_for_kernel(page)
         run_until(page, "^finished")
         expect(button(page, "Run")).to_be_enabled()
         second = picture(page)

@@ -86,6 +86,17 @@ def test_checkpoint_is_never_half_written(cache, monkeypatch):
     assert checkpoint_path("tiny").read_bytes() == before
 
 
+def test_new_layers_are_trained_alone_at_first(cache, monkeypatch):
+    monkeypatch.setattr(mini, "NEW_ALONE", 2)
+    training = Training("tiny", Tiny(), torch.device("cpu"))
+    training.new, before = {"bias"}, {k: v.clone() for k, v in training.net.state_dict().items()}
+    for _ in range(2):
+        training.one_step()
+    assert torch.equal(training.net.weight, before["weight"]) and not torch.equal(training.net.bias, before["bias"])
+    training.one_step()
+    assert not torch.equal(training.net.weight, before["weight"])
+
+
 def test_command_trains_for_its_minutes_and_resumes(cache):
     train("tiny", Budget(0.01))
     steps = torch.load(checkpoint_path("tiny"), weights_only=True)["step"]

@@ -22,12 +22,14 @@ from typing import Annotated
 import torch
 import typer
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ex4lib.files import cache_dir
 
 from . import networks
+from .deepening import deepened
 from .export import committed_weights, export
 from .pictures import CHUNK, Pictures, draw_chunks, write_atomically
 from .recipe import Recipe
@@ -38,6 +40,7 @@ SAVE_EVERY = 50.0  # seconds: an interruption loses less than a minute
 SHOW_EVERY = 1200.0  # seconds: a grid of samples costs about a minute
 PAUSE = 5.0  # seconds: a step that takes longer was interrupted
 WARM_UP = 100  # steps
+NEW_ALONE = 100  # steps in which only the new layers of a deepened network are trained
 SCENES = {"train": 16, "judge": 5, "held-out": 1}  # chunks
 app = typer.Typer(add_completion=False)
 
@@ -53,8 +56,8 @@ class Training:
         if name != "vae" or device.type == "cuda":  # on the CPU its group norms are faster in the default layout
             self.net.to(memory_format=torch.channels_last)
         self.optimizer = recipe.optimizer(self.net)
-        self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
-        self.step = 0
+        self._average_anew()
+        self.step, self.new = 0, set()
         # A U-Net in bfloat16 throughout is faster than autocast, which keeps its many normalisations in float32.
         half = device.type == "cuda" and name in ("mini-sd", "mini-pixel", "mini-ddpm")
         self.half = copy.deepcopy(self.net).to(torch.bfloat16) if half else None
@@ -76,6 +79,9 @@ class Training:
             if self.half is not None:
                 for parameter, half in zip(self.net.parameters(), net.parameters(), strict=True):
                     parameter.grad, half.grad = half.grad.float(), None
+            if self.step < NEW_ALONE and self.new:
+                for name, parameter in self.net.named_parameters():
+                    parameter.grad = parameter.grad if name in self.new else None
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
             self.optimizer.step()
             self.ema.step(self.net.parameters())
@@ -120,6 +126,14 @@ class Training:
         self.ema.to(self.device)
         self.step = state["step"]
 
+    def deepen(self, path: Path) -> None:
+        """Begin with the U-Net at `path`, which has one level less; the layers it lacks are trained alone at first."""
+        self.new = deepened(load_file(path), self.net)
+        self._average_anew()
+
+    def _average_anew(self) -> None:
+        self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
+
     def warm_start(self) -> bool:
         """Begin with the weights that ship with the package, where they fit."""
         weights = committed_weights(self.name)
@@ -127,7 +141,7 @@ class Training:
         fitting = {k: v.to(own[k]) for k, v in weights.items() if k in own and own[k].shape == v.shape}
         if fitting:
             self.net.load_state_dict(fitting, strict=False)
-            self.ema = EMAModel(self.net.parameters(), decay=0.9995, use_ema_warmup=True, power=0.8, foreach=True)
+            self._average_anew()
         return bool(fitting)
 
 
@@ -177,12 +191,13 @@ def train(
     fade: bool = False,
     compiled: bool = False,
     large: bool = False,
+    deepen: Path | None = None,
 ) -> None:
     """Train `name` until the budget is spent.
 
     `fade` lowers the learning rate to nothing over the second half; `compiled` fuses the network's operations
     (torch.compile), which takes a minute before the first step and pays in long runs; `large` takes the batches of
-    `recipes.LARGE`, which fill an accelerator.
+    `recipes.LARGE`, which fill an accelerator; `deepen` is the weight file of a U-Net with one level less.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = RECIPES[name](device=device, **(LARGE[name] if large else {}))
@@ -191,6 +206,8 @@ def train(
         training.load(path)
     elif resume:
         training.warm_start()
+    elif deepen is not None:
+        training.deepen(deepen)
     if compiled:
         for part in recipe.compiled_parts(training.net):
             part.compile()
@@ -249,6 +266,7 @@ def main(
     fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for long runs")] = False,
     large: Annotated[bool, typer.Option(help="batches that fill an accelerator")] = False,
+    deepen: Annotated[Path | None, typer.Option(help="weights of a U-Net with one level less, to begin with")] = None,
     only: Annotated[str, typer.Option(help="export or evaluate only this model")] = "",
     workers: Annotated[int, typer.Option(help="processes that draw pictures")] = 2,
     chunk: Annotated[int, typer.Option(help="scenes in a chunk")] = CHUNK,
@@ -270,7 +288,7 @@ def main(
         evaluate(only)
     elif model in RECIPES:
         budget = Budget(minutes, steps, until)
-        train(model, budget, resume=resume, lr_scale=lr_scale, fade=fade, compiled=compiled, large=large)
+        train(model, budget, resume=resume, lr_scale=lr_scale, fade=fade, compiled=compiled, large=large, deepen=deepen)
     else:
         raise typer.BadParameter(f"{model!r} is not one of {', '.join(RECIPES)}, pictures, variants, export, evaluate.")
 

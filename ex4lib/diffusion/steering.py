@@ -395,7 +395,9 @@ class _Session:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = timestep[0]
-        index = schedulers.position(self.scheduler, timestep)  # None at Flux's first step: its network is told σ
+        index = schedulers.position(
+            self.scheduler, timestep
+        )  # None at Flux's first step: its network takes σ as its timestep
         return index is None or (self._strength(index) > 0 and self._is_guidable(self._level(index)))
 
     def _level(self, index: int) -> Level:
