@@ -1,6 +1,7 @@
 """Model cards and attribution: the prose is here, every number is read from `evaluation.json`."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from . import networks
@@ -10,6 +11,15 @@ from .recipe import MODELS
 from .things import THINGS
 from .words import PAINTED_LOOKS
 
+#: Artwork of the world before, which mini-pixel and mini-ddpm still know.
+EARLIER_FAMILIES = {
+    "fluent-emoji-high-contrast": (
+        "Fluent Emoji High Contrast",
+        "Microsoft",
+        "MIT",
+        "https://github.com/microsoft/fluentui-emoji",
+    ),
+}
 BARS = {
     "mini-judge": [
         ("recall_at_1_among_256_plain", 0.85, "plain held-out scenes whose caption is found among 256"),
@@ -157,7 +167,7 @@ def attribution() -> str:
     """Every family of artwork, with its author and licence."""
     rows = "\n".join(
         f"| {title} (`@iconify-json/{family}`) | {author} | {licence} | {source} |"
-        for family, (title, author, licence, source) in FAMILIES.items()
+        for family, (title, author, licence, source) in (FAMILIES | EARLIER_FAMILIES).items()
     )
     return f"""# Artwork behind the embedded models
 
@@ -175,9 +185,9 @@ CC BY 4.0: <https://creativecommons.org/licenses/by/4.0/>.
 """
 
 
-def write_cards() -> None:
-    """Write the README.md of every model that is there, and ATTRIBUTION.md."""
-    for name in ABOUT:
+def write_cards(names: Iterable[str] = tuple(ABOUT)) -> None:
+    """Write the README.md of those models that are there, and ATTRIBUTION.md."""
+    for name in names:
         if (MODELS / name).exists():
             write_atomically(MODELS / name / "README.md", lambda file, n=name: file.write(card(n).encode()))
     write_atomically(MODELS / "ATTRIBUTION.md", lambda file: file.write(attribution().encode()))

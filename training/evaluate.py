@@ -279,4 +279,4 @@ def evaluate(only: str = "") -> None:
     for name in [only] if only else EVALUATIONS:
         if (MODELS / name).exists():
             EVALUATIONS[name](judge, scenes, device)
-    write_cards()
+    write_cards([only] if only else EVALUATIONS)
