@@ -40,7 +40,7 @@ def losses_apart(tables: Mapping[str, Table]) -> str:
         gap = difference(tables[MEANVAR], tables[GRAM], measure)
         side = verdict(gap, "farther from", "nearer to", "about as near to")
         parts.append(f"{side} the painting by the {label} distance (difference {number(gap)})")
-    return f"At one scale, guidance by MeanVar ends {parts[0]}, and {parts[1]} than guidance by Gram matrices."
+    return f"Beside guidance by Gram matrices at the same scale, guidance by MeanVar ends {parts[0]}, and {parts[1]}."
 
 
 def colour_and_texture(tables: Mapping[str, Table], name: str) -> str:

@@ -36,9 +36,9 @@ def change(share: float | Interval) -> str:
 
 
 def points(difference: Interval) -> str:
-    """A difference of shares in percentage points without its sign, with the interval of the signed difference."""
+    """A difference of shares in percentage points, with its interval."""
     low, high = 100 * difference.low, 100 * difference.high
-    return f"{abs(100 * difference.mean):.0f} points (95 % interval of the difference {low:+.0f} to {high:+.0f})"
+    return f"{100 * difference.mean:+.0f} points (95 % interval {low:+.0f} to {high:+.0f})"
 
 
 def verdict(difference: Interval, above: str, below: str, neither: str) -> str:

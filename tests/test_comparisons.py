@@ -107,6 +107,6 @@ def test_sentences_say_what_intervals_bear_out():
     words = ("more", "less", "no clear difference")
     assert sentences.verdict(above, *words) == "more" and sentences.verdict(unclear, *words) == "no clear difference"
     assert sentences.percent(above) == "10 % (2 to 20)" and sentences.percent(0.125) == "12 %"
-    assert sentences.points(above) == "10 points (95 % interval of the difference +2 to +20)"
+    assert sentences.points(above) == "+10 points (95 % interval +2 to +20)"
     assert sentences.number(1.234) == "1.23" and sentences.number(above, 1) == "0.1 (0.0 to 0.2)"
     assert sentences.say("One.", "", " Two. ").data == "One. Two."
