@@ -40,7 +40,7 @@ def test_methods_are_described_at_their_defaults(tables):
 def test_matched_sentences_take_the_side_of_the_interval(tables):
     # Transfer at the distance 1.0 has the agreement 0.6, guidance 0.8.
     text = claims.matched(tables, "Gram", "style", "agrees")
-    assert "a higher prompt agreement: the difference is 20 points" in text
+    assert "a higher prompt agreement: the difference is +20 points" in text
     assert "nothing compares" in claims.matched(tables, "Gram", "content", "style")
 
 
@@ -50,7 +50,7 @@ def test_comparison_b_and_the_reports_are_answered(tables):
     text = claims.words_against(rows, "hokusai-great-wave")
     assert "nearer to the painting than the words “woodblock print” (-2.00" in text and "nearer still (-0.30" in text
     natural, colours, both, meanvar = claims.course_reports(tables, rows)
-    assert "more often than after transfer (20 points" in natural
+    assert "more often than after transfer (+20 points" in natural
     assert "colours.* No: the colour distance falls by 40 %" in colours and "superior.* Yes" in both
     assert "farther from the painting (0.50" in meanvar
     assert "ends farther from the painting by the Gram distance" in claims.losses_apart(tables)
