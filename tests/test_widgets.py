@@ -85,7 +85,7 @@ def explorer_of(loop, store=None, **initial):
         "kind": Dropdown(options=["a", "b"]),
         "seed": BoundedIntText(),
     }
-    return Explorer("Test", "A test.", controls, loop.begin, initial=initial, store=store)
+    return Explorer("Test", "A test.", controls, loop.begin, store=store, **initial)
 
 
 def run(explorer):

@@ -7,7 +7,7 @@ import functools
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from ipywidgets import HTML, Dropdown, FloatLogSlider
@@ -20,6 +20,8 @@ from ex4lib.images import ImageSource
 from ex4lib.widgets.exports import in_words
 from ex4lib.widgets.watching import Settings
 
+#: A caller's own pictures by name.
+Pictures: TypeAlias = "Mapping[str, ImageSource] | None"
 #: Longer side of the pictures that follow the controls, in pixels.
 THUMBNAIL = 256
 #: What a setting means, for its tooltip.
@@ -38,11 +40,7 @@ MEANINGS = {
 
 
 def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Set controls by name.
-
-    Raises:
-        ValueError: a name that does not exist, or a value that its control does not accept.
-    """
+    """Set controls by name; a ValueError says which name does not exist, or what its control accepts."""
     for name, value in settings.items():
         if name not in controls:
             raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(controls)}")
@@ -83,7 +81,7 @@ def _accepted(control: Any) -> str:
 class Shelf:
     """Pictures to choose from: the caller's, by name, and the shipped ones."""
 
-    def __init__(self, pictures: Mapping[str, ImageSource] | None):
+    def __init__(self, pictures: Pictures):
         self.pictures = dict(pictures or {})
         self._thumbnail = functools.cache(lambda name: images.load(self.pictures.get(name, name), THUMBNAIL))
 
@@ -102,14 +100,9 @@ class Shelf:
 
 
 class Slot:
-    """A place for a picture with a title above it and words below.
+    """A place for a picture with a title above it, words below, and the text ``empty`` while there is no picture.
 
     The picture is part of an HTML page because the Image of ipywidgets has no text for screen readers.
-
-    Arguments:
-        title: what the picture is.
-        width: its largest width and height in pixels.
-        empty: what stands in its place while there is none.
     """
 
     def __init__(self, title: str, width: int, empty: str = ""):
@@ -139,9 +132,8 @@ class Slot:
     def _draw(self) -> None:
         title = html.escape(self.title, quote=True)
         if self.picture is None:
-            place = (
-                f'<div style="border: 1px dashed; padding: 30% 1em; text-align: center">{html.escape(self.empty)}</div>'
-            )
+            style = "border: 1px dashed; padding: 30% 1em; text-align: center"
+            place = f'<div style="{style}">{html.escape(self.empty)}</div>'
         else:
             width, height = Image.open(io.BytesIO(self.picture)).size  # known before decoding, so that nothing jumps
             place = (

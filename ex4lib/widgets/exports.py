@@ -42,8 +42,8 @@ def figure(shown: Shown, film: int = 0) -> Figure:
     """A row for each: its inputs, ``film`` earlier steps and the picture; labelled by what the rows differ in."""
     rows, captions, labels, names = [], [], [], differing(shown)
     for result, number in shown:
-        numbers = spread([each for each in result.frames if each <= number], film + 1)
-        rows.append([*result.inputs.values(), *(result.picture(each) for each in numbers)])
+        numbers = spread([step for step in result.frames if step <= number], film + 1)
+        rows.append([*result.inputs.values(), *(result.picture(step) for step in numbers)])
         captions.append([*result.inputs, *(position(step, result.total) for step in numbers)])
         labels.append("\n".join(textwrap.fill(in_words({name: result.settings[name]}), 18) for name in names))
     width = max(row[-1].shape[-1] for row in rows)
@@ -70,18 +70,13 @@ def write(explorer: str, shown: Shown, name: str) -> tuple[figures.Saved, str]:
     """Save the figure as ``figures/exported/NAME.png``, or with a number where the name is taken.
 
     Returns what was written, and the line of Typst that includes it.
-
-    Raises:
-        ValueError: a name with other than letters, digits, dashes and underscores.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", name):
-        raise ValueError(
-            "the name must be of letters, digits, dashes and underscores and begin with a letter or digit, "
-            f"got {name!r}"
-        )
+        accepted = "letters, digits, dashes and underscores and begin with a letter or digit"
+        raise ValueError(f"the name must be of {accepted}, got {name!r}")
     folder = files.figures_folder() / "exported"
     names = itertools.chain([name], (f"{name}-{copy}" for copy in itertools.count(2)))
-    free = next(each for each in names if not (folder / f"{each}.png").exists())
+    free = next(name for name in names if not (folder / f"{name}.png").exists())
     result, number = shown[-1]
     text = f"{explorer}, {position(number, result.total)}: {in_words(result.settings)}."
     saved = figures.save(figure(shown), f"exported/{free}", caption=text, lossless=True, **provenance(explorer, shown))

@@ -15,19 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from IPython.display import display
-from ipywidgets import (
-    HTML,
-    Accordion,
-    Button,
-    HBox,
-    IntProgress,
-    IntSlider,
-    Layout,
-    Output,
-    SelectionSlider,
-    Text,
-    VBox,
-)
+from ipywidgets import HTML, Accordion, Button, HBox, IntProgress, IntSlider, Output, SelectionSlider, Text, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -56,11 +44,13 @@ class Explorer:
         begin: settings -> `Job`; called by Run, so that models are loaded there and not before.
         folded: names of the settings that are folded away.
         look: settings -> pictures by name, cheaply; they follow the controls at once.
-        initial: settings to begin with.
         store: where `static` looks for finished runs and keeps them, such as ``experiments.store.stored``.
+        initial: settings to begin with.
 
     Raises:
-        ValueError: an initial setting that does not exist, or that its control does not accept.
+        ValueError: a setting that does not exist, or that its control does not accept; of what shows, keeps or exports
+            a result, that there is none yet.
+        RuntimeError: from what starts a run, that one is running.
     """
 
     def __init__(
@@ -72,8 +62,8 @@ class Explorer:
         *,
         folded: Sequence[str] = (),
         look: Callable[[Settings], Mapping[str, Tensor]] = lambda settings: {},
-        initial: Mapping[str, Any] | None = None,
         store: Store | None = None,
+        **initial: Any,
     ):
         self.name, self.controls, self.begin, self.look, self.store = name, dict(controls), begin, look, store
         self.task: asyncio.Task | None = None
@@ -81,7 +71,7 @@ class Explorer:
         self.previous: tuple[Result, int] | None = None
         self.kept: tuple[Result, int] | None = None
         self._stop = self._moving = False
-        self.set(**(initial or {}))
+        self.set(**initial)
 
         self.run_button = _button("Run", "run with these settings", self._press_run, disabled=False)
         self.run_button.button_style = "primary"
@@ -115,21 +105,13 @@ class Explorer:
         return {name: control.value for name, control in self.controls.items()}
 
     def set(self, **settings: Any) -> None:
-        """Move controls.
-
-        Raises:
-            ValueError: a setting that does not exist, or a value that its control does not accept.
-        """
+        """Move controls."""
         move(self.controls, settings)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> Result | None:
-        """Run with the present settings; None if they were mistaken, which ``status`` then says.
-
-        Raises:
-            RuntimeError: it is running.
-        """
+        """Run with the present settings; None if they were mistaken, which ``status`` then says."""
         self._require_idle()
         self._busy(True)
         return await self._run()
@@ -143,10 +125,6 @@ class Explorer:
 
         Without ``settings`` it shows the last result. Else, or where there is none yet, the controls are moved and the
         run is made on the spot, or comes from ``store`` (8 bits, at most 256 px).
-
-        Raises:
-            ValueError: as `set`, and what the recipe refuses.
-            RuntimeError: it is running.
         """
         if settings or self.result is None:
             self._require_idle()
@@ -165,10 +143,8 @@ class Explorer:
                 self._say("loading ...")
                 await asyncio.sleep(PAUSE)  # the page hears of it before the kernel is busy
                 start, settings, ending = time.perf_counter(), self.settings(), "finished"
-                recorder, previous = (
-                    Recorder(settings, self.begin(settings)),
-                    self._shown()[-1] if self.result else None,
-                )
+                recorder = Recorder(settings, self.begin(settings))
+                previous = self._shown()[-1] if self.result else None
                 self._compare(self.kept or previous)
                 with contextlib.closing(recorder.steps()) as frames:
                     for frame in frames:
@@ -202,11 +178,7 @@ class Explorer:
     # --- comparing and exporting ------------------------------------------------------------------------------------
 
     def keep(self) -> None:
-        """Keep the picture on display as the one before, to compare others with and to export beside them.
-
-        Raises:
-            ValueError: there is no result yet.
-        """
+        """Keep the picture on display as the one before, to compare others with and to export beside them."""
         self.kept = self._shown()[-1]
         self._present()
 
@@ -216,28 +188,17 @@ class Explorer:
         self._present()
 
     def figure(self, film: int = 0) -> Figure:
-        """Inputs, ``film`` steps and the picture on display; a row above for what was kept.
-
-        Raises:
-            ValueError: there is no result yet.
-        """
+        """Inputs, ``film`` steps and the picture on display; a row above for what was kept."""
         return exports.figure(self._shown(), film)
 
     def provenance(self) -> dict[str, Any]:
-        """What made the picture on display: configuration, seed, hashes of inputs and weights, losses; ``kept`` alike.
-
-        Raises:
-            ValueError: there is no result yet.
-        """
+        """What made the picture on display: configuration, seed, losses, hashes of inputs and weights; also `kept`."""
         return exports.provenance(self.name, self._shown())
 
     def export(self, name: str) -> figures.Saved:
         """Write the picture on display, and what was kept, to ``figures/exported/NAME.png`` with its provenance.
 
-        A name that is taken gets a number, which ``status`` says.
-
-        Raises:
-            ValueError: no result yet, or a name with other than letters, digits, dashes and underscores.
+        A name that is taken gets a number, which ``status`` says; see `exports.write`.
         """
         saved, line = exports.write(self.name, self._shown(), name)
         taken = "" if saved.path.stem == name else f"{name} is taken; "
@@ -281,20 +242,20 @@ class Explorer:
                 self.status,
                 self.fold,
             ],
-            layout=Layout(flex="0 0 296px", margin="0 12px 0 0"),
+            layout={"flex": "0 0 296px", "margin": "0 12px 0 0"},
         )
         for slot in self.inputs.values():
             slot.page.layout.flex = "0 0 auto"  # above each other without gaps
-        wrapped = Layout(flex_flow="row wrap")
-        inputs = [VBox([slot.page for slot in self.inputs.values()], layout=Layout(flex="0 0 auto"))]
+        wrapped = {"flex_flow": "row wrap"}
+        inputs = VBox([slot.page for slot in self.inputs.values()], layout={"flex": "0 0 auto"})
         right = VBox(
             [
-                HBox([*inputs, self.before.page, self.after.page], layout=wrapped),
+                HBox([inputs, self.before.page, self.after.page], layout=wrapped),
                 HBox([self.scrub, self.keep_button, self.clear_button], layout=wrapped),
                 HBox([self.export_name, self.export_button], layout=wrapped),
                 self.exported,
             ],
-            layout=Layout(flex="1 1 400px"),  # on a narrow page it stands below the controls
+            layout={"flex": "1 1 400px"},  # on a narrow page it stands below the controls
         )
         return VBox([title, HBox([left, right], layout=wrapped), self.errors])
 
@@ -331,10 +292,8 @@ class Explorer:
     def _compare(self, before: tuple[Result, int] | None, names: Sequence[str] = ()) -> None:
         """Show what was before: a result, or else the photograph, if there is one."""
         if before is not None:
-            self._show(
-                self.before, before, "Before: kept" if before is self.kept else "Before: the previous run", names
-            )
-            return
+            title = "Before: kept" if before is self.kept else "Before: the previous run"
+            return self._show(self.before, before, title, names)
         pictures = self.look(self.settings()) if self.result is None else self.result.inputs
         self.before.title = "Before: the photo" if "photo" in pictures else "Before"
         self.before.show(png(images.load(pictures["photo"], THUMBNAIL)) if "photo" in pictures else None)
@@ -377,6 +336,6 @@ class Explorer:
 
 
 def _button(description: str, tooltip: str, action: Callable[[], Any], *, disabled: bool = True) -> Button:
-    button = Button(description=description, tooltip=tooltip, disabled=disabled, layout=Layout(width="90px"))
+    button = Button(description=description, tooltip=tooltip, disabled=disabled, layout={"width": "90px"})
     button.on_click(lambda _: action())
     return button

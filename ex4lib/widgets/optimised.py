@@ -6,7 +6,7 @@ Ready parts may be passed in; what is not passed is loaded when Run is first pre
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ipywidgets import BoundedIntText, Dropdown, FloatLogSlider, FloatSlider, IntSlider, SelectMultiple
@@ -14,27 +14,20 @@ from torch import Tensor
 
 from ex4lib import images, models, optimisation, transfer
 from ex4lib.features import VGG, layer_names
-from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
-from ex4lib.widgets.controls import Shelf, once, seeded
+from ex4lib.widgets.controls import Pictures, Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
-from ex4lib.widgets.watching import Job, Settings, Store
+from ex4lib.widgets.watching import Job, Settings
 
 
-def style_transfer(
-    *,
-    network: VGG | None = None,
-    pictures: Mapping[str, ImageSource] | None = None,
-    store: Store | None = None,
-    **initial: Any,
-) -> Explorer:
+def style_transfer(*, network: VGG | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
     """Neural style transfer: weight, loss and layers of the style, and where the picture starts.
 
     Arguments:
         network: the feature network; default the profile's.
         pictures: your own, by name: files, URLs, PIL pictures or tensors.
-        store: where the static twin looks for finished runs, such as ``experiments.store.stored``; default: nowhere.
-        initial: settings to begin with.
+        options: settings to begin with by name, such as ``style_weight=3.0``; ``store``, where the static twin looks
+            for finished runs, such as ``experiments.store.stored``, by default nowhere.
     """
     shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
     size, evaluations = models.budget(fast=(64, 3), mini=(192, 100), full=(512, 300))
@@ -53,35 +46,19 @@ def style_transfer(
 
     def begin(settings: Settings) -> Job:
         layers = settings["style_layers"]
-        inputs = shelf.load(settings, "photo", "painting")
-        recipe = dataclasses.replace(
-            transfer.DEFAULT,
-            style_weight=settings["style_weight"],
-            style_loss=settings["style_loss"],
-            style_layers=layers,
-            layer_weights=tuple(shares[layer] for layer in layers),
-        )
-        loaded = load()
-        steps = transfer.stylize_steps(
-            loaded, *inputs.values(), recipe=recipe, size=settings["size"], evaluations=settings["evaluations"],
-            start=settings["start"], generator=seeded(settings),
-        )  # fmt: skip
-        return _optimised(steps, loaded, inputs)
+        weights = {"style_layers": layers, "layer_weights": tuple(shares[layer] for layer in layers)}
+        weights |= {name: settings[name] for name in ("style_weight", "style_loss")}
+        arguments = {name: settings[name] for name in ("size", "evaluations", "start")}
+        arguments |= {"recipe": dataclasses.replace(transfer.DEFAULT, **weights), "generator": seeded(settings)}
+        inputs, loaded = shelf.load(settings, "photo", "painting"), load()
+        return _optimised(transfer.stylize_steps(loaded, *inputs.values(), **arguments), loaded, inputs)
 
     about = "The content of a photograph with the statistics of a painting."
-    return Explorer(
-        "Style transfer", about, controls, begin, folded=("style_loss", "style_layers", "size", "evaluations", "seed"),
-        look=shelf.look("photo", "painting"), initial=initial, store=store,
-    )  # fmt: skip
+    folded, look = ("style_loss", "style_layers", "size", "evaluations", "seed"), shelf.look("photo", "painting")
+    return Explorer("Style transfer", about, controls, begin, folded=folded, look=look, **options)
 
 
-def inversion(
-    *,
-    network: VGG | None = None,
-    pictures: Mapping[str, ImageSource] | None = None,
-    store: Store | None = None,
-    **initial: Any,
-) -> Explorer:
+def inversion(*, network: VGG | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
     """Feature inversion: the layer, and a prior; arguments as in `style_transfer`."""
     shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
     architecture = network.architecture if network is not None else models.FEATURES[models.profile()].split("-")[0]
@@ -99,15 +76,13 @@ def inversion(
         (photo,) = shelf.load(settings, "photo").values()
         loaded = load()
         target = images.resize(images.crop_square(photo), settings["size"]).to(loaded.mean.device)
-        options = {name: settings[name] for name in ("tv_weight", "evaluations")}
-        steps = transfer.invert_steps(loaded, target, settings["layer"], generator=seeded(settings), **options)
+        arguments = {name: settings[name] for name in ("tv_weight", "evaluations")} | {"generator": seeded(settings)}
+        steps = transfer.invert_steps(loaded, target, settings["layer"], **arguments)
         return _optimised(steps, loaded, {"photo": target})
 
     about = "A picture with the photograph's features at one layer, found from noise: it shows what the layer keeps."
-    return Explorer(
-        "Feature inversion", about, controls, begin, folded=("size", "evaluations", "seed"), look=shelf.look("photo"),
-        initial=initial, store=store,
-    )  # fmt: skip
+    folded, look = ("size", "evaluations", "seed"), shelf.look("photo")
+    return Explorer("Feature inversion", about, controls, begin, folded=folded, look=look, **options)
 
 
 def _optimised(steps: Iterator[optimisation.Step], network: VGG, inputs: dict[str, Tensor]) -> Job:

@@ -5,7 +5,7 @@ Ready parts may be passed in; what is not passed is loaded when Run is first pre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from ex4lib.diffusion.guidance import RAMPS, Guidance
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
-from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS
-from ex4lib.widgets.controls import Shelf, once, seeded
+from ex4lib.widgets.controls import Pictures, Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
-from ex4lib.widgets.watching import Job, Settings, Store, Weights
+from ex4lib.widgets.watching import Job, Settings, Weights
 
 #: Settings of guided diffusion that are folded away.
 FOLDED = ("ramp", "style_loss", "steps", "scheduler")
@@ -37,15 +36,14 @@ def guided_stable_diffusion(
     *,
     pipe: pipelines.StyleGuidedStableDiffusionPipeline | None = None,
     features: VGG | None = None,
-    pictures: Mapping[str, ImageSource] | None = None,
-    store: Store | None = None,
-    **initial: Any,
+    pictures: Pictures = None,
+    **options: Any,
 ) -> Explorer:
     """Stable Diffusion steered by a painting while it draws a prompt.
 
     Arguments:
         pipe, features: the pipeline and the feature network; default the profile's.
-        pictures, store, initial: as in `style_transfer`.
+        pictures, options: as in `optimised.style_transfer`.
     """
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
     controls = {
@@ -60,19 +58,16 @@ def guided_stable_diffusion(
         return _guided(loaded, denoiser, loaded.vae_scale_factor, settings, shelf, load_features)
 
     about = "The prompt says what is drawn, the painting how. At style scale 0 the painting has no influence."
-    return Explorer(
-        "Guided Stable Diffusion", about, controls, begin, folded=(*FOLDED, "guidance_scale"),
-        look=shelf.look("painting"), initial=initial, store=store,
-    )  # fmt: skip
+    folded, look = (*FOLDED, "guidance_scale"), shelf.look("painting")
+    return Explorer("Guided Stable Diffusion", about, controls, begin, folded=folded, look=look, **options)
 
 
 def guided_ddpm(
     *,
     pipe: pipelines.StyleGuidedDDPMPipeline | None = None,
     features: VGG | None = None,
-    pictures: Mapping[str, ImageSource] | None = None,
-    store: Store | None = None,
-    **initial: Any,
+    pictures: Pictures = None,
+    **options: Any,
 ) -> Explorer:
     """An unconditional diffusion model steered by a painting; arguments as in `guided_stable_diffusion`."""
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.ddpm), once(features, _features)
@@ -83,23 +78,16 @@ def guided_ddpm(
         return _guided(loaded, Denoiser(loaded.unet, Pixels()), 1, settings, shelf, load_features)
 
     about = "A model without prompts, steered by a painting. At style scale 0 the painting has no influence."
-    return Explorer(
-        "Guided DDPM", about, controls, begin, folded=FOLDED, look=shelf.look("painting"), initial=initial, store=store
-    )
+    look = shelf.look("painting")
+    return Explorer("Guided DDPM", about, controls, begin, folded=FOLDED, look=look, **options)
 
 
-def sdedit(
-    *,
-    model: PixelModel | None = None,
-    pictures: Mapping[str, ImageSource] | None = None,
-    store: Store | None = None,
-    **initial: Any,
-) -> Explorer:
+def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
     """SDEdit: a picture noised to a level and drawn anew from there towards a prompt.
 
     Arguments:
         model: text to image in pixels; default the profile's.
-        pictures, store, initial: as in `style_transfer`.
+        pictures, options: as in `optimised.style_transfer`.
     """
     shelf, load = Shelf(pictures), once(model, pixel_model)
     timesteps = _timesteps()
@@ -107,8 +95,7 @@ def sdedit(
         "photo": shelf.control("chelsea"),
         "prompt": Text(value="a cat", continuous_update=False),
         "start": IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
-        "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
-        "seed": BoundedIntText(max=2**31 - 1),
+        **_pixel_controls(),
     }
 
     def begin(settings: Settings) -> Job:
@@ -116,43 +103,34 @@ def sdedit(
         loaded = load()
         picture = images.resize(images.crop_square(photo), loaded.size).to(loaded.device)
         denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
-        steps = editing.edit(
-            denoiser, loaded.scheduler, picture, start=settings["start"], steps=timesteps,
-            generator=seeded(settings),
-        )  # fmt: skip
+        schedule = {"start": settings["start"], "steps": timesteps}
+        steps = editing.edit(denoiser, loaded.scheduler, picture, generator=seeded(settings), **schedule)
         return _sampled(steps, {"photo": picture}, _pixel_weights(loaded), skipped=settings["start"])
 
     about = (
         "Noise is added to the photograph and removed again towards the prompt. The start is the timestep to "
         f"begin at, of {len(timesteps)}: a later one stays closer to the photograph."
     )
-    return Explorer(
-        "SDEdit", about, controls, begin, folded=("guidance_scale",), look=shelf.look("photo"), initial=initial,
-        store=store,
-    )  # fmt: skip
+    look = shelf.look("photo")
+    return Explorer("SDEdit", about, controls, begin, folded=("guidance_scale",), look=look, **options)
 
 
-def anagram(*, model: PixelModel | None = None, store: Store | None = None, **initial: Any) -> Explorer:
+def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
     """A visual anagram: one prompt as it stands, another in a view; arguments as in `sdedit`."""
     load, timesteps = once(model, pixel_model), _timesteps()
     controls = {
         "prompt": Text(value="a cat", continuous_update=False),
         "other_prompt": Text(value="an owl", continuous_update=False),
         "view": Dropdown(options=list(VIEWS)),
-        "guidance_scale": FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5),
-        "seed": BoundedIntText(max=2**31 - 1),
+        **_pixel_controls(),
     }
 
     def begin(settings: Settings) -> Job:
         loaded, view, draws = load(), VIEWS[settings["view"]], seeded(settings)
-        told = [
-            loaded.denoiser(settings[name], guidance_scale=settings["guidance_scale"])
-            for name in ("prompt", "other_prompt")
-        ]
-        steps = sampling.sample(
-            illusions.Anagram(told, [illusions.IDENTITY, view]), loaded.scheduler, loaded.noise(1, draws),
-            steps=timesteps, generator=draws,
-        )  # fmt: skip
+        prompts, scale = (settings["prompt"], settings["other_prompt"]), settings["guidance_scale"]
+        denoisers = [loaded.denoiser(prompt, guidance_scale=scale) for prompt in prompts]
+        denoiser, noise = illusions.Anagram(denoisers, [illusions.IDENTITY, view]), loaded.noise(1, draws)
+        steps = sampling.sample(denoiser, loaded.scheduler, noise, steps=timesteps, generator=draws)
 
         def both(image: Tensor) -> Tensor:
             return torch.cat([image, view.shown(image)], dim=-1)
@@ -160,7 +138,12 @@ def anagram(*, model: PixelModel | None = None, store: Store | None = None, **in
         return _sampled(steps, {}, _pixel_weights(loaded), seen=both)
 
     about = "Each picture stands beside its view, which should show the other prompt."
-    return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), initial=initial, store=store)
+    return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), **options)
+
+
+def _pixel_controls() -> dict[str, Any]:
+    scale = FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5)
+    return {"guidance_scale": scale, "seed": BoundedIntText(max=2**31 - 1)}
 
 
 def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
@@ -187,16 +170,13 @@ def _guided(
     inputs, objective, networks = {}, None, []
     if guidance.is_on:
         inputs, networks = shelf.load(settings, "painting"), [load_features()]
-        size = tuple(enlarged * each for each in grid)
-        objective = pipelines.StyleObjective(
-            networks[0], list(inputs.values()), size, style_loss=settings["style_loss"]
-        )
+        size, style_loss = tuple(enlarged * length for length in grid), settings["style_loss"]
+        objective = pipelines.StyleObjective(networks[0], list(inputs.values()), size, style_loss=style_loss)
     scheduler, draws = schedulers.named(settings["scheduler"], pipe.scheduler), seeded(settings)
     x = randn_tensor((1, pipe.unet.config.in_channels, *grid), draws, pipe.device, denoiser.dtype)
     x = x * schedulers.timed(scheduler, settings["steps"], device=pipe.device).init_noise_sigma
-    steps = sampling.sample(
-        denoiser, scheduler, x, steps=settings["steps"], objective=objective, guidance=guidance, generator=draws
-    )  # fmt: skip
+    options = {"objective": objective, "guidance": guidance, "generator": draws}
+    steps = sampling.sample(denoiser, scheduler, x, steps=settings["steps"], **options)
 
     def weights() -> dict:
         hashes = {"features": networks[0].identity} if networks else {}
@@ -209,9 +189,8 @@ def _sampled(
     steps: Iterator[sampling.Step],
     inputs: dict[str, Tensor],
     weights: Weights,
-    *,
-    skipped: int = 0,
     seen: Callable[[Tensor], Tensor] = lambda image: image,
+    **options: Any,
 ) -> Job:
     """A denoising loop: shown is x̂0, and at the end the sample; ``seen`` maps either to what is looked at."""
     return Job(
@@ -222,7 +201,7 @@ def _sampled(
         note=lambda step: f"timestep {step.timestep}",
         inputs=inputs,
         weights=weights,
-        skipped=skipped,
+        **options,
     )
 
 

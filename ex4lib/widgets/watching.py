@@ -86,17 +86,12 @@ class Recorder:
     """Makes the steps of a job, and collects from them what a `Result` holds."""
 
     def __init__(self, settings: Settings, job: Job):
-        self.settings, self.job = settings, job
-        self.number, self.total = 0, 1
+        self.settings, self.job, self.number, self.total = settings, job, 0, 1
         self.frames: dict[int, bytes] = {}
         self.losses: list[float | None] = []
 
     def steps(self) -> Iterator[bytes | None]:
-        """Make one step at a time; yields its preview as a PNG, or None where none was decoded, and last the result.
-
-        Raises:
-            ValueError: a loop without steps.
-        """
+        """Make one step at a time; yields its preview as a PNG, or None where none was decoded, and last the result."""
         step = None
         with contextlib.closing(self.job.steps) as steps:
             for self.number, step in enumerate(steps, start=1):
@@ -117,9 +112,8 @@ class Recorder:
         return self.frames[self.number]
 
     def result(self) -> Result:
-        return Result(
-            self.settings, self.frames, self.image, self.losses, self.total, self.job.inputs, self.job.weights
-        )  # fmt: skip
+        job = self.job
+        return Result(self.settings, self.frames, self.image, self.losses, self.total, job.inputs, job.weights)
 
 
 def computed(settings: Settings, job: Job) -> Result:
