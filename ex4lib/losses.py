@@ -100,9 +100,6 @@ class Objective:
 
     ``objective(image)`` maps ``(B, 3, H, W)`` in [0, 1] to ``(B,)``, never averaged over the batch;
     ``objective.terms(image)`` gives the weighted parts by name.
-
-    Raises:
-        ValueError: no term, or a weight that is negative or not finite.
     """
 
     def __init__(self, network: VGG, parts: Sequence[Term]):
@@ -137,12 +134,7 @@ class Objective:
 
 
 def content_terms(
-    network: VGG,
-    image: Tensor,
-    layers: str | int | Sequence[str | int],
-    weight: float = 1.0,
-    *,
-    relative: bool = False,
+    network: VGG, image: Tensor, layers: str | int | Sequence[str | int], weight: float = 1.0, *, relative: bool = False
 ) -> list[ContentTerm]:
     """One `ContentTerm` of this weight per layer towards ``image``'s features.
 
@@ -187,9 +179,6 @@ def style_terms(
         regions: for each style a mask ``(1, 1, H, W)`` of the part of the optimised image that it applies to; the
             terms' names then end in the number of the style.
         style_masks: for each style a mask of the part of it that the statistics are taken from, or None.
-
-    Raises:
-        ValueError: unknown layer or statistic, weights that do not fit, an image too small, an emptied region.
     """
     images = pictures(images, "style image")
     names = network.names(layers)
@@ -198,22 +187,27 @@ def style_terms(
         statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
     masks = [None] * len(images) if style_masks is None else list(style_masks)
     weights = [weight * share for share in checks.weights(layer_weights, len(names), "layer_weights")]
-    for argument, given in (("style_masks", masks), ("regions", regions)):
-        if given is not None and len(given) != len(images):
-            raise ValueError(f"{argument} must be one per style: {len(images)} styles, {len(given)} masks")
+    for argument, values in (("style_masks", masks), ("regions", regions)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{argument} must be one per style: {len(images)} styles, {len(values)} masks")
     if regions is None:
         shares = checks.weights(style_weights, len(images), "style_weights")
-        targets = _blend(network, images, masks, names, statistic, shares)
-        return [_style_term(name, statistic, targets[name], weights[i], relative) for i, name in enumerate(names)]
-    if style_weights is not None:
+        parts = [(_blend(network, images, masks, names, statistic, shares), {}, "")]
+    elif style_weights is not None:
         raise ValueError("style_weights and regions exclude each other: styles either blend or have a region each")
-    terms = []
-    for number, (image, mask, region) in enumerate(zip(images, masks, regions, strict=True)):
-        targets, covered = _blend(network, [image], [mask], names, statistic, [1.0]), network.masks(region, names)
-        terms += [
-            _style_term(name, statistic, targets[name], weights[i], relative, covered[name], f"/{number}")
-            for i, name in enumerate(names)
+    else:
+        parts = [
+            (_blend(network, [image], [mask], names, statistic, [1.0]), network.masks(region, names), f"/{number}")
+            for number, (image, mask, region) in enumerate(zip(images, masks, regions, strict=True))
         ]
+    terms = []
+    for targets, covered, suffix in parts:
+        for name, weight in zip(names, weights, strict=True):
+            unit = 1.0
+            if relative:
+                unit = statistic.distance(torch.zeros_like(targets[name]), targets[name])
+                _positive(unit.min().item(), name)
+            terms.append(StyleTerm(name, statistic, targets[name], weight, covered.get(name), suffix, unit))
     return terms
 
 
@@ -231,22 +225,6 @@ def _blend(network, images, masks, names: list[str], statistic: Statistic, share
         for name, feature in network(check(image, "style image"), names).items():
             targets[name] = targets[name] + share / sum(shares) * statistic(feature, covered.get(name))
     return targets
-
-
-def _style_term(
-    layer: str,
-    statistic: Statistic,
-    target: Tensor,
-    weight: float,
-    relative: bool,
-    mask: Tensor | None = None,
-    suffix: str = "",
-) -> StyleTerm:
-    unit = 1.0
-    if relative:
-        unit = statistic.distance(torch.zeros_like(target), target)
-        _positive(unit.min().item(), layer)
-    return StyleTerm(layer, statistic, target, weight, mask, suffix, unit)
 
 
 def _positive(unit: float, layer: str) -> float:

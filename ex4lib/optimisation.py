@@ -21,16 +21,12 @@ from ex4lib import checks, images
 
 #: L-BFGS without a line search has lost its way when the loss has not fallen for so many evaluations.
 STALL = 10
-
 #: After so many failed steps in a row the loop ends with the best image it has.
 PATIENCE = 8
-
 #: Forward and backward passes, by default.
 EVALUATIONS = 300
-
 #: Pairs of vectors that L-BFGS keeps, by default.
 HISTORY = 20
-
 #: Learning rate of each optimiser, by default.
 RATES = {"lbfgs": 1.0, "adam": 0.03}
 
@@ -130,25 +126,21 @@ def optimise(
 
 
 def _descend(
-    objective: Callable[[Tensor], Tensor],
-    init: Tensor,
-    optimiser: str,
-    evaluations: int,
-    seconds: float | None,
-    rate: float,
-    history: int,
-    fallback: Tensor | None,
-) -> Iterator[Step]:
+    objective: Callable[[Tensor], Tensor], init: Tensor, optimiser: str, evaluations: int, seconds: float | None,
+    rate: float, history: int, fallback: Tensor | None,
+) -> Iterator[Step]:  # fmt: skip
     """The loop of `optimise`."""
     encode, decode = (_to_angle, _from_angle) if optimiser == "lbfgs" else (torch.clone, torch.clone)
     point = encode(init).contiguous().requires_grad_()
     best_loss, best_point, best_index, failures = math.inf, point.detach().clone(), 0, 0
     first_loss, best, size = math.inf, functools.partial(decode, best_point), tuple(init.shape[-2:])
     if fallback is not None:
-        best_loss, best = _fallback_loss(objective, fallback), fallback.clone
+        with torch.no_grad():
+            loss = objective(fallback).sum().item()
+        best_loss, best = loss if math.isfinite(loss) else math.inf, fallback.clone
     method, began = _method(optimiser, point, rate, history), time.perf_counter()
     for index in range(1, evaluations + 1):
-        here = point.detach().clone()
+        snapshot = point.detach().clone()
         loss, terms, gradient = _evaluate(objective, point, decode)
         # The loop goes on or back by these two numbers: the one time that an evaluation waits for the device.
         total, finite = torch.stack([loss.sum(), gradient.isfinite().all().to(loss)]).tolist()
@@ -160,8 +152,8 @@ def _descend(
         astray = optimiser == "lbfgs" and total > best_loss and index - best_index >= STALL
         if index == 1 or (finite and total <= _limit(best_loss, first_loss) and not astray):
             if total < best_loss:
-                best_loss, best_point, best_index, failures = total, here, index, 0
-                best = functools.partial(decode, here)
+                best_loss, best_point, best_index, failures = total, snapshot, index, 0
+                best = functools.partial(decode, snapshot)
             # Contiguous: torch's L-BFGS views the gradient as a vector.
             point.grad = gradient.contiguous()
             method(total)
@@ -174,7 +166,7 @@ def _descend(
             with torch.no_grad():
                 point.copy_(best_point)
             method = _method(optimiser, point, rate, history)
-        image = functools.partial(decode, here)
+        image = functools.partial(decode, snapshot)
         yield Step(index, evaluations, loss, terms, note, best_loss, size, image, best)
         if failures == PATIENCE or (seconds is not None and time.perf_counter() - began >= seconds):
             return
@@ -212,12 +204,6 @@ def _limit(best: float, first: float) -> float:
     Where they may be negative, nine times as far above the best as the best is from zero or from the first loss.
     """
     return 10 * best if best >= 0 else best + 9 * max(-best, first - best)
-
-
-@torch.no_grad()
-def _fallback_loss(objective: Callable[[Tensor], Tensor], image: Tensor) -> float:
-    loss = objective(image).sum().item()
-    return loss if math.isfinite(loss) else math.inf
 
 
 def _evaluate(objective, point: Tensor, decode) -> tuple[Tensor, dict[str, Tensor], Tensor]:

@@ -145,12 +145,7 @@ class SlicedWasserstein:
         return torch.lerp(values.gather(2, below), values.gather(2, above), share)
 
 
-STATISTICS: dict[str, type] = {
-    "gram": Gram,
-    "meanvar": MeanVar,
-    "bures": BuresWasserstein,
-    "sliced": SlicedWasserstein,
-}
+STATISTICS: dict[str, type] = {"gram": Gram, "meanvar": MeanVar, "bures": BuresWasserstein, "sliced": SlicedWasserstein}
 
 
 def gaussian_distance(

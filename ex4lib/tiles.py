@@ -59,9 +59,6 @@ class TiledObjective:
         content, styles: pictures ``(B, 3, H, W)``.
         style_weights, regions, style_masks: as in `losses.style_terms`.
         tile: side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
-
-    Raises:
-        ValueError: another style loss, or a tile of another size.
     """
 
     def __init__(
@@ -78,26 +75,21 @@ class TiledObjective:
         layers = [network.resolve(layer) for layer in recipe.style_layers]
         weights = checks.weights(recipe.layer_weights, len(layers), "layer_weights")
         masks = [None] * len(styles) if style_masks is None else style_masks
-        found = [self._statistics(*pair, layers) for pair in zip(styles, masks, strict=True)]
-        parts: list = self._content(content, recipe)
+        targets = [self._statistics(*pair, layers) for pair in zip(styles, masks, strict=True)]
+        terms: list = self._content(content, recipe)
         if regions is None:
             shares = checks.weights(style_weights, len(styles), "style_weights")
-            found = [
-                {
-                    layer: sum(share * one[layer] for share, one in zip(shares, found, strict=True)) / sum(shares)
-                    for layer in layers
-                }
-            ]
-        for number, target in enumerate(found):
+            pairs = list(zip(shares, targets, strict=True))
+            targets = [{layer: sum(share * target[layer] for share, target in pairs) / sum(shares) for layer in layers}]
+        for number, by_layer in enumerate(targets):
             covered = {} if regions is None else self.network.masks(regions[number], layers)
             suffix = "" if regions is None else f"/{number}"
             for layer, weight in zip(layers, weights, strict=True):
-                unit = (
-                    self.statistic.distance(torch.zeros_like(target[layer]), target[layer]) if recipe.relative else 1.0
-                )
-                weight, mask = recipe.style_weight * weight, covered.get(layer)
-                parts.append(StyleTerm(layer, self.statistic, target[layer], weight, mask, suffix, unit))
-        self.whole = Objective(self.network, [*parts, TotalVariation(recipe.tv_weight)])
+                target, weight = by_layer[layer], recipe.style_weight * weight
+                unit = self.statistic.distance(torch.zeros_like(target), target) if recipe.relative else 1.0
+                terms.append(StyleTerm(layer, self.statistic, target, weight, covered.get(layer), suffix, unit))
+        self.whole = Objective(self.network, [*terms, TotalVariation(recipe.tv_weight)])
+        self.parts = [part for part in self.whole.parts if part.weight]
 
     def __call__(self, image: Tensor) -> Tensor:
         return torch.stack(list(self.terms(image).values())).sum(0)
@@ -105,24 +97,20 @@ class TiledObjective:
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         """Weighted loss ``(B,)`` of each term. Only their sum has the right gradient: one term carries all of it."""
         values = _Terms.apply(image, self)
-        return dict(zip((part.name for part in self._parts()), values, strict=True))
-
-    def _parts(self) -> list:
-        return [part for part in self.whole.parts if part.weight]
+        return dict(zip((part.name for part in self.parts), values, strict=True))
 
     def evaluate(self, image: Tensor, gradient: bool) -> tuple[list[Tensor], Tensor | None]:
         """Losses ``(B,)`` by term and, if asked for, the gradient of their sum, like ``image``."""
-        parts, statistics, losses = self._parts(), {}, {}
+        statistics, losses, slopes = {}, {}, {}
         for window in self._tiles(image):
             features = self.network(window.crop(image), self.whole.layers)
-            for part in parts:
+            for part in self.parts:
                 if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
                     statistic = share * self.statistic(*window.core(features, part))
                     statistics[part.name] = statistics.get(part.name, 0.0) + statistic
                 elif isinstance(part, ContentTerm):
                     losses[part.name] = losses.get(part.name, 0.0) + part.weight * window.content(features, part)
-        slopes = {}
-        for part in parts:
+        for part in self.parts:
             if isinstance(part, StyleTerm):
                 with torch.enable_grad():
                     statistic = statistics[part.name].requires_grad_()
@@ -131,19 +119,19 @@ class TiledObjective:
                 losses[part.name] = loss.detach()
         with torch.enable_grad():
             smooth = image.detach().requires_grad_()
-            variation = [part.weight * part.loss(smooth, {}) for part in parts if isinstance(part, TotalVariation)]
+            variation = [part.weight * part.loss(smooth, {}) for part in self.parts if part.name == "tv"]
             total = torch.autograd.grad(variation[0].sum(), smooth)[0] if variation else torch.zeros_like(image)
         losses |= {"tv": variation[0].detach()} if variation else {}
         if gradient:
             for window in self._tiles(image):
                 window.crop(total).add_(self._gradient(window, window.crop(image), slopes))
-        return [losses[part.name] for part in parts], total if gradient else None
+        return [losses[part.name] for part in self.parts], total if gradient else None
 
     def _gradient(self, window: _Window, crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
             crop = crop.detach().clone().requires_grad_()
             features, surrogate = self.network(crop, self.whole.layers), crop.new_zeros(())
-            for part in self._parts():
+            for part in self.parts:
                 if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
                     statistic = share * self.statistic(*window.core(features, part))
                     surrogate = surrogate + (slopes[part.name] * statistic).sum()
@@ -155,13 +143,14 @@ class TiledObjective:
     def _statistics(self, image: Tensor, mask: Tensor | None, layers: list[str]) -> dict[str, Tensor]:
         covered = {} if mask is None else self.network.masks(mask, layers)
         parts = [StyleTerm(layer, self.statistic, torch.empty(0), 1.0, covered.get(layer)) for layer in layers]
-        found = dict.fromkeys(layers, 0.0)
+        statistics = dict.fromkeys(layers, 0.0)
         for window in self._tiles(image, layers):
             features = self.network(window.crop(image), layers)
             for part in parts:
                 if share := window.share(part.mask, part.layer):
-                    found[part.layer] = found[part.layer] + share * self.statistic(*window.core(features, part))
-        return found
+                    statistic = share * self.statistic(*window.core(features, part))
+                    statistics[part.layer] = statistics[part.layer] + statistic
+        return statistics
 
     @torch.no_grad()
     def _content(self, image: Tensor, recipe) -> list[ContentTerm]:

@@ -59,15 +59,9 @@ DEFAULT = Recipe()
 #: The PyTorch tutorial's objective. Differs from the tutorial in the optimisation only: it clamps pixels in the
 #: closure, which `optimise` avoids.
 TUTORIAL = Recipe(
-    content_layers=("conv_4",),
-    style_layers=("conv_1", "conv_2", "conv_3", "conv_4", "conv_5"),
-    layer_weights=None,
-    style_weight=1e6,
-    tv_weight=0.0,
-    relative=False,
-    pooling="max",
-    padding="zeros",
-)
+    content_layers=("conv_4",), style_layers=("conv_1", "conv_2", "conv_3", "conv_4", "conv_5"), layer_weights=None,
+    style_weight=1e6, tv_weight=0.0, relative=False, pooling="max", padding="zeros",
+)  # fmt: skip
 
 
 def stylize(
@@ -110,9 +104,6 @@ def stylize(
     Source: Gatys, Ecker & Bethge, "Image Style Transfer Using Convolutional Neural Networks" (2016); coarse to fine
     after Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer" (2017); colour after Gatys et al.,
     "Preserving Color in Neural Artistic Style Transfer" (2016).
-
-    Raises:
-        ValueError: any argument outside what is named here, before the first evaluation.
     """
     refuse_renamed(settings, RENAMED)
     return finish(stylize_steps(network, content, style, **settings), progress=progress, callback=callback)
@@ -164,8 +155,7 @@ def stylize_steps(
         paintings = [images.resize(painting, _style_side(painting, scale * stroke_scale, least)) for painting in styles]
         options = {"style_weights": style_weights}
         options["regions"] = regions and [_fitted(mask, content) for mask in regions]
-        if style_masks is not None:
-            options["style_masks"] = [_fitted(mask, p) for mask, p in zip(style_masks, paintings, strict=True)]
+        options["style_masks"] = style_masks and list(map(_fitted, style_masks, paintings))
         return recipe.objective(network, content, paintings, **options), content
 
     first = problem(scales[0])  # before the first step is asked for, so that wrong arguments are noticed here
@@ -176,18 +166,9 @@ def stylize_steps(
 
 
 def _coarse_to_fine(
-    problem: Callable[[int], tuple[Callable[[Tensor], Tensor], Tensor]],
-    first: tuple[Callable[[Tensor], Tensor], Tensor],
-    image: Tensor,
-    scales: Sequence[int],
-    size: tuple[int, int],
-    *,
-    chroma: Tensor | None,
-    fallback: Tensor | None,
-    optimiser: str,
-    evaluations: int,
-    seconds: float | None,
-) -> Iterator[Step]:
+    problem: Callable[[int], tuple], first: tuple, image: Tensor, scales: Sequence[int], size: tuple[int, int],
+    *, chroma: Tensor | None, fallback: Tensor | None, optimiser: str, evaluations: int, seconds: float | None,
+) -> Iterator[Step]:  # fmt: skip
     """Minimise ``problem(scale)`` (objective, content) scale by scale, each from the best image of the last."""
     began, done, share = time.perf_counter(), 0, evaluations // len(scales)
     for number, scale in enumerate(scales):
@@ -199,10 +180,10 @@ def _coarse_to_fine(
             optimiser=optimiser,
             evaluations=share if left > 1 else evaluations - done,
             seconds=None if seconds is None else (seconds - (time.perf_counter() - began)) / left,
-            fallback=None if fallback is None else _fitted(fallback, content),
+            fallback=_fitted(fallback, content),
             history=getattr(objective, "history", HISTORY),  # tiled objectives are for pictures that fill the memory
         )
-        colours = None if chroma is None else _fitted(chroma, content)
+        colours = _fitted(chroma, content)
         for step in steps:
             shown = step if colours is None else _recoloured(step, colours)
             yield dataclasses.replace(shown, index=done + step.index, total=evaluations, size=size)
@@ -245,9 +226,8 @@ def invert_steps(
     """The loop of `invert`, a `Step` per evaluation; arguments and errors as there."""
     target = images.picture(target, "target").to(network.mean.device)
     parts = [*content_terms(network, target, [layer], relative=True), TotalVariation(tv_weight)]
-    init = starting_image(_start(start), target, target, generator)
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
-    return optimise(Objective(network, parts), init, fallback=_fallback(start, init), **limits)
+    return _minimised(Objective(network, parts), start, target, target, generator, **limits)
 
 
 def synthesize(
@@ -289,10 +269,16 @@ def synthesize_steps(
     style = images.picture(style, "style").to(network.mean.device)
     grid = tuple(style.shape[-2:]) if size is None else checks.grid(size)
     terms = style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights)
-    init = starting_image(_start(start), images.resize(style, grid), style, generator)
-    limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
     objective = Objective(network, [*terms, TotalVariation(tv_weight)])
-    return optimise(objective, init, fallback=_fallback(start, init), **limits)
+    limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
+    return _minimised(objective, start, images.resize(style, grid), style, generator, **limits)
+
+
+def _minimised(objective: Objective, start, content: Tensor, style: Tensor, generator, **limits) -> Iterator[Step]:
+    """The loop at one scale; a picture to start from stays the best image until another has a lower loss."""
+    start = _start(start)
+    init = starting_image(start, content, style, generator)
+    return optimise(objective, init, fallback=None if isinstance(start, str) else init, **limits)
 
 
 def starting_image(
@@ -313,11 +299,7 @@ def starting_image(
 
 
 def refuse_renamed(arguments: Mapping[str, object], renamed: Mapping[str, str]) -> None:
-    """Name the present argument where an earlier name is used.
-
-    Raises:
-        ValueError: one of ``arguments`` is a key of ``renamed``.
-    """
+    """Raise a ValueError that says the present name of an argument where an earlier one is used."""
     for name in arguments:
         if name in renamed:
             raise ValueError(f"the argument {name} is now called {renamed[name]}")
@@ -330,10 +312,6 @@ def _start(start: str | ImageSource) -> str | Tensor:
         return images.picture(start, "start")
     except FileNotFoundError as error:
         raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {checks.describe(start)}") from error
-
-
-def _fallback(start: str | ImageSource, init: Tensor) -> Tensor | None:
-    return None if isinstance(start, str) and start in STARTS else init
 
 
 def _grid(image: Tensor, side: float) -> tuple[int, int]:
@@ -358,10 +336,8 @@ def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str
         scales = [scale for scale in scales if scale >= max(start.shape[-2:])] or [size]
     height, width = _grid(content, scales[0])
     if min(height, width) < least:
-        raise ValueError(
-            f"size {scales[0]} makes the content {height} x {width} pixels, and the deepest layer needs at least "
-            f"{least} x {least} pixels: use a larger size"
-        )
+        content = f"size {scales[0]} makes the content {height} x {width} pixels"
+        raise ValueError(f"{content}, and the deepest layer needs at least {least} x {least}: use a larger size")
     return scales
 
 
@@ -371,9 +347,7 @@ def _style_side(style: Tensor, side: float, least: int) -> int:
     return max(round(side), math.ceil(least * max(height, width) / min(height, width)))
 
 
-def _masks(
-    masks: Sequence[ImageSource | None] | None, argument: str, count: int, device: torch.device
-) -> list[Tensor | None] | None:
+def _masks(masks: Sequence[ImageSource | None] | None, argument: str, count: int, device: torch.device) -> list | None:
     if masks is None:
         return None
     if not isinstance(masks, (list, tuple)):
@@ -389,8 +363,8 @@ def _fitted(image: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _recoloured(step: Step, chroma: Tensor) -> Step:
     """The same step with its images' luminance in the colours of ``chroma``."""
-    image, best = (
-        lambda picture=picture: colour.with_luminance(chroma, colour.luminance(picture()))
-        for picture in (step._image, step._best)
-    )
-    return dataclasses.replace(step, _image=image, _best=best)
+
+    def recoloured(picture: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return lambda: colour.with_luminance(chroma, colour.luminance(picture()))
+
+    return dataclasses.replace(step, _image=recoloured(step._image), _best=recoloured(step._best))
