@@ -22,7 +22,7 @@ from torch import Tensor
 from ex4lib import figures, images
 from ex4lib.widgets import exports
 from ex4lib.widgets.controls import MEANINGS, THUMBNAIL, Slot, hint, move
-from ex4lib.widgets.watching import FILM, Job, Recorder, Result, Settings, Store, computed, from_store, png, position
+from ex4lib.widgets.watching import FILM, Job, Result, Settings, Store, computed, from_store, png, position
 
 #: Seconds given to the event loop after each step, in which a click on Cancel gets through.
 PAUSE = 0.005
@@ -98,7 +98,7 @@ class Explorer:
         for control in self.controls.values():
             control.observe(lambda _: self._try(self._follow_controls), "value")
 
-    # --- settings ---------------------------------------------------------------------------------------------------
+    # --- settings and runs ------------------------------------------------------------------------------------------
 
     def settings(self) -> Settings:
         """What the controls stand at."""
@@ -107,8 +107,6 @@ class Explorer:
     def set(self, **settings: Any) -> None:
         """Move controls."""
         move(self.controls, settings)
-
-    # --- running ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> Result | None:
         """Run with the present settings; None if they were mistaken, which ``status`` then says."""
@@ -129,9 +127,9 @@ class Explorer:
         if settings or self.result is None:
             self._require_idle()
             self.set(**settings)
-            chosen = self.settings()
-            job = self.begin(chosen)
-            self.result = from_store(self.store, self.name, chosen, job) if self.store else computed(chosen, job)
+            present = self.settings()
+            job = self.begin(present)
+            self.result = from_store(self.store, self.name, present, job) if self.store else computed(present, job)
             self._say("finished")
             self._busy(False)
             self._present(latest=True)
@@ -143,19 +141,19 @@ class Explorer:
                 self._say("loading ...")
                 await asyncio.sleep(PAUSE)  # the page hears of it before the kernel is busy
                 start, settings, ending = time.perf_counter(), self.settings(), "finished"
-                recorder = Recorder(settings, self.begin(settings))
+                result = Result(settings, self.begin(settings))
                 previous = self._shown()[-1] if self.result else None
                 self._compare(self.kept or previous)
-                with contextlib.closing(recorder.steps()) as frames:
+                with contextlib.closing(result.steps()) as frames:
                     for frame in frames:
-                        self._preview(recorder, frame)
+                        self._preview(result, frame)
                         await asyncio.sleep(PAUSE)
-                        if self._stop and recorder.number < recorder.total:
-                            ending = f"cancelled after {recorder.position}"
+                        if self._stop and result.done < result.total:
+                            ending = f"cancelled after {result.position}"
                             break
-                self.previous, self.result = previous, recorder.result()
+                self.previous, self.result = previous, result
                 self._say(f"{ending}, {time.perf_counter() - start:.1f} s")
-                return self.result
+                return result
         finally:
             self._busy(False)
             self._present(latest=True)
@@ -268,11 +266,11 @@ class Explorer:
         if self.result is None:
             self._compare(None)
 
-    def _preview(self, recorder: Recorder, frame: bytes | None) -> None:
-        self.progress.max, self.progress.value = recorder.total, recorder.number
-        self._say(recorder.words)
+    def _preview(self, result: Result, frame: bytes | None) -> None:
+        self.progress.max, self.progress.value = result.total, result.done
+        self._say(result.words)
         if frame is not None:
-            self.after.show(frame, recorder.position)
+            self.after.show(frame, result.position)
 
     def _present(self, *, latest: bool = False) -> None:
         """Show the result at the step that is looked at, and what was before; ``latest`` moves on to the last step."""

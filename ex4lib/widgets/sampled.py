@@ -132,10 +132,10 @@ def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
         denoiser, noise = illusions.Anagram(denoisers, [illusions.IDENTITY, view]), loaded.noise(1, draws)
         steps = sampling.sample(denoiser, loaded.scheduler, noise, steps=timesteps, generator=draws)
 
-        def both(image: Tensor) -> Tensor:
+        def side_by_side(image: Tensor) -> Tensor:
             return torch.cat([image, view.shown(image)], dim=-1)
 
-        return _sampled(steps, {}, _pixel_weights(loaded), seen=both)
+        return _sampled(steps, {}, _pixel_weights(loaded), seen=side_by_side)
 
     about = "Each picture stands beside its view, which should show the other prompt."
     return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), **options)

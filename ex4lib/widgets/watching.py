@@ -50,28 +50,50 @@ class Job:
     skipped: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished or cancelled run: PNG ``frames`` by step number, and the last of them as ``image`` ``(1, 3, H, W)``.
+    """A run, while it goes on and after it: PNG ``frames`` by step number, the last of them as ``image (1, 3, H, W)``.
 
     ``losses`` has an entry for every step that was made, None where there was none or it was not finite.
     """
 
-    settings: Settings
-    frames: dict[int, bytes]
-    image: Tensor
-    losses: list[float | None]
-    total: int
-    inputs: Mapping[str, Tensor]
-    weights: Weights
+    def __init__(self, settings: Settings, job: Job):
+        self.settings, self.job, self.inputs, self.weights = settings, job, job.inputs, job.weights
+        self.frames: dict[int, bytes] = {}
+        self.losses: list[float | None] = []
+        self.image: Tensor | None = None
+        self.total, self.words = 1, ""
 
     @property
     def done(self) -> int:
         return len(self.losses)
 
+    @property
+    def position(self) -> str:
+        return position(self.done, self.total)
+
     def picture(self, number: int) -> Tensor:
         """The frame of a step, at 8 bits."""
         return images.load(Image.open(io.BytesIO(self.frames[number])))
+
+    def steps(self) -> Iterator[bytes | None]:
+        """Make one step at a time; yields its preview as a PNG, or None where none was decoded, and last the result."""
+        step = None
+        with contextlib.closing(self.job.steps) as steps:
+            for step in steps:
+                self.total, loss = step.total - self.job.skipped, self.job.loss(step)
+                self.losses.append(loss if loss is not None and math.isfinite(loss) else None)
+                words = (self.position, "" if loss is None else f"loss {loss:.4g}", self.job.note(step))
+                self.words = ", ".join(filter(None, words))
+                due = self.done == 1 or self.done % math.ceil(self.total / FRAMES) == 0
+                yield self._decoded(self.job.picture(step)) if due and self.done < self.total else None
+        if step is None:
+            raise ValueError("the loop had no steps")
+        yield self._decoded(self.job.final(step))
+
+    def _decoded(self, picture: Tensor) -> bytes:
+        self.image = picture.detach().float().cpu()
+        self.frames[self.done] = png(self.image)
+        return self.frames[self.done]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,46 +104,12 @@ class Finished:
     pictures: dict[str, Tensor]
 
 
-class Recorder:
-    """Makes the steps of a job, and collects from them what a `Result` holds."""
-
-    def __init__(self, settings: Settings, job: Job):
-        self.settings, self.job, self.number, self.total = settings, job, 0, 1
-        self.frames: dict[int, bytes] = {}
-        self.losses: list[float | None] = []
-
-    def steps(self) -> Iterator[bytes | None]:
-        """Make one step at a time; yields its preview as a PNG, or None where none was decoded, and last the result."""
-        step = None
-        with contextlib.closing(self.job.steps) as steps:
-            for self.number, step in enumerate(steps, start=1):
-                self.total, loss = step.total - self.job.skipped, self.job.loss(step)
-                self.losses.append(loss if loss is not None and math.isfinite(loss) else None)
-                self.position = position(self.number, self.total)
-                words = (self.position, "" if loss is None else f"loss {loss:.4g}", self.job.note(step))
-                self.words = ", ".join(filter(None, words))
-                due = self.number == 1 or self.number % math.ceil(self.total / FRAMES) == 0
-                yield self._decoded(self.job.picture(step)) if due and self.number < self.total else None
-        if step is None:
-            raise ValueError("the loop had no steps")
-        yield self._decoded(self.job.final(step))
-
-    def _decoded(self, picture: Tensor) -> bytes:
-        self.image = picture.detach().float().cpu()
-        self.frames[self.number] = png(self.image)
-        return self.frames[self.number]
-
-    def result(self) -> Result:
-        job = self.job
-        return Result(self.settings, self.frames, self.image, self.losses, self.total, job.inputs, job.weights)
-
-
 def computed(settings: Settings, job: Job) -> Result:
     """The result of a job that runs to its end."""
-    recorder = Recorder(settings, job)
-    for _ in recorder.steps():
+    result = Result(settings, job)
+    for _ in result.steps():
         pass
-    return recorder.result()
+    return result
 
 
 def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Result:
@@ -139,9 +127,10 @@ def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Res
     run = store("explorers", config, compute, inputs=job.inputs, weights=job.weights())
     job.steps.close()  # where the store had it, the loop was never begun
     pictures = {int(number): picture for number, picture in run.pictures.items()}
-    frames = {number: png(pictures[number]) for number in sorted(pictures)}
-    losses, total = run.values["losses"], run.values["total"]
-    return Result(settings, frames, pictures[max(pictures)], losses, total, job.inputs, job.weights)
+    result = Result(settings, job)
+    result.frames = {number: png(pictures[number]) for number in sorted(pictures)}
+    result.losses, result.total, result.image = run.values["losses"], run.values["total"], pictures[max(pictures)]
+    return result
 
 
 def position(number: int, total: int) -> str:
