@@ -131,11 +131,11 @@ def _decoder(vae: nn.Module, device: torch.device | None) -> nn.Module:
     if not half and vae.device == device:
         return light
     state = (device, *((part.data_ptr(), part._version) for part in light.parameters()))
-    kept, found = _COPIES.get(vae, (None, None))
+    kept, decoder = _COPIES.get(vae, (None, None))
     if kept != state:
-        found = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
-        _COPIES[vae] = (state, found)
-    return found
+        decoder = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
+        _COPIES[vae] = (state, decoder)
+    return decoder
 
 
 class Denoiser:
@@ -147,9 +147,7 @@ class Denoiser:
 
     Arguments:
         unet: ``UNet2DModel``, or ``UNet2DConditionModel`` with embeddings.
-        space: `Pixels` or `Latents`.
-        embeddings: of the prompts, ``(B, T, D)``.
-        negative: of the negative prompts, alike.
+        embeddings, negative: of the prompts and of the negative prompts, ``(B, T, D)``.
         guidance_scale: γ.
         options: further keyword arguments of the U-Net.
     """
@@ -177,12 +175,11 @@ class Denoiser:
         if self.embeddings is None:
             return Output(*_split(self.unet(sample, timestep, return_dict=False)[0], channels))
         if self.guidance_scale == 1:
-            told = self._unet(sample, timestep, self.embeddings)
-            return Output(*_split(told, channels))
-        both = self._unet(torch.cat([sample] * 2), timestep, torch.cat([self.negative, self.embeddings]))
-        (free, _), (told, variance) = (_split(half, channels) for half in both.chunk(2))
-        correction = told - free
-        return Output(free + self.guidance_scale * correction, variance, correction)
+            return Output(*_split(self._unet(sample, timestep, self.embeddings), channels))
+        outputs = self._unet(torch.cat([sample] * 2), timestep, torch.cat([self.negative, self.embeddings]))
+        (unprompted, _), (conditional, variance) = (_split(half, channels) for half in outputs.chunk(2))
+        correction = conditional - unprompted
+        return Output(unprompted + self.guidance_scale * correction, variance, correction)
 
     def _unet(self, sample: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
         return self.unet(sample, timestep, encoder_hidden_states=embeddings, **self.options, return_dict=False)[0]
@@ -194,11 +191,7 @@ def _split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
 
 
 def paired_prompts(prompt: str | list[str], negative_prompt: str | list[str]) -> tuple[list[str], list[str]]:
-    """Prompts and as many negative prompts; a single negative prompt serves all.
-
-    Raises:
-        ValueError: not texts, or numbers that differ.
-    """
+    """Prompts and as many negative prompts; a single negative prompt serves all."""
     prompts, negative = checks.prompts(prompt, "prompt"), checks.prompts(negative_prompt, "negative_prompt")
     if len(negative) not in (1, len(prompts)):
         raise ValueError(f"negative_prompt must be one or one per prompt, got {len(negative)} for {len(prompts)}")
@@ -217,13 +210,13 @@ def frozen(*modules: nn.Module, checkpointing: bool = False) -> Iterator[None]:
     Without it every guided step would keep the gradients of all weights. Threads may share weights: the last to leave
     undoes it.
     """
-    held, switched = [], []
+    counted, switched = [], []
     with _LOCK:
         for parameter in (parameter for module in modules for parameter in module.parameters()):
             if parameter.requires_grad or parameter in _FROZEN:
                 _FROZEN[parameter] = _FROZEN.get(parameter, 0) + 1
                 parameter.requires_grad_(False)
-                held.append(parameter)
+                counted.append(parameter)
     try:
         lists = [module if isinstance(module, nn.ModuleList) else [module] for module in modules]  # illusions have two
         for module in itertools.chain(*lists) if checkpointing else ():
@@ -233,7 +226,7 @@ def frozen(*modules: nn.Module, checkpointing: bool = False) -> Iterator[None]:
         yield
     finally:
         with _LOCK:
-            for parameter in held:
+            for parameter in counted:
                 _FROZEN[parameter] -= 1
                 if not _FROZEN[parameter]:
                     del _FROZEN[parameter]

@@ -54,9 +54,6 @@ def edit(
         options: of `sampling.sample`.
 
     Source: Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations" (2022).
-
-    Raises:
-        ValueError: as `sampling.sample`; an image whose sides the network cannot draw.
     """
     x = noised(denoiser, scheduler, image, steps=steps, start=start, generator=generator)
     return sample(denoiser, scheduler, x, steps=steps, start=start, generator=generator, **options)
@@ -87,9 +84,6 @@ def inpaint(
         start: timestep number to begin with; above 0 the masked part begins from the noised image, as in SDEdit.
 
     Source: CS180 project 5, 1.7.2; Lugmayr et al., "RePaint" (2022), algorithm 1.
-
-    Raises:
-        ValueError: as `edit`; a mask of another size than the image.
     """
     image, clean = _encoded(denoiser, image)
     mask = images.mask(mask, "mask").to(image.device)
@@ -126,11 +120,7 @@ def _pasted(steps: Iterator[Step], image: Tensor, mask: Tensor) -> Iterator[Step
 
 
 def _encoded(denoiser: Denoiser, image: ImageSource) -> tuple[Tensor, Tensor]:
-    """A picture on the network's device, and its clean sample.
-
-    Raises:
-        ValueError: not a picture, or sides that the autoencoder or a U-Net without prompts would round.
-    """
+    """A picture on the network's device, and its clean sample."""
     weights = next(denoiser.unet.parameters(), None)
     image = images.picture(image, "image")
     image = image if weights is None else image.to(weights.device)

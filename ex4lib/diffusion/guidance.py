@@ -85,9 +85,6 @@ class Guidance:
         style_loss: a name of `ex4lib.statistics.STATISTICS`.
         size: longer side in pixels at which the feature network sees the pictures; None is their own, but at least
             `steering.LEAST_SIZE`.
-
-    Raises:
-        ValueError: a value that is none of these, or a combination without a meaning of its own.
     """
 
     scale: float | tuple[float, ...] = 0.2
@@ -112,8 +109,8 @@ class Guidance:
             raise ValueError(f"method {self.method!r} has the unit {' or '.join(units)}, got {self.unit!r}")
         checks.values(self.scales, "style_scale", low=0)
         for name in ("window", "recurrence_window"):
-            given, pair = getattr(self, name), checks.interval(getattr(self, name), name)
-            if any(type(number) not in (int, float) for number in given):  # the keys of stored runs tell 0 from 0.0
+            pair = checks.interval(getattr(self, name), name)
+            if {type(number) for number in getattr(self, name)} - {int, float}:  # stored runs tell 0 from 0.0
                 object.__setattr__(self, name, pair)
         for name in ("every", "inner", "recurrence", *(["size"] if self.size is not None else [])):
             object.__setattr__(self, name, checks.integer(getattr(self, name), name, low=1))
@@ -123,8 +120,8 @@ class Guidance:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        one = isinstance(self.scale, (Real, str)) or getattr(self.scale, "ndim", 1) == 0
-        return (self.scale,) if one or not isinstance(self.scale, Iterable) else tuple(self.scale)
+        single = isinstance(self.scale, (Real, str)) or getattr(self.scale, "ndim", 1) == 0
+        return (self.scale,) if single or not isinstance(self.scale, Iterable) else tuple(self.scale)
 
     @property
     def is_on(self) -> bool:
@@ -153,12 +150,7 @@ ALGORITHM_1 = Guidance(method="mean", unit="raw", scale=100.0)
 #: Yu et al., "FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model" (2023), as its code draws styles.
 #: Differs from it in the loss (statistics of a VGG, not of CLIP) and in moving the prediction, not the result.
 FREEDOM = Guidance(
-    scale=0.2,
-    method="sample",
-    unit="correction",
-    window=(0.3, 0.7),
-    recurrence=3,
-    recurrence_window=(0.3, 0.6),
+    scale=0.2, method="sample", unit="correction", window=(0.3, 0.7), recurrence=3, recurrence_window=(0.3, 0.6)
 )
 #: He et al., "Manifold Preserving Guided Diffusion" (2024), the latent variant, as its code draws styles. Differs from
 #: it as `FREEDOM` does.
@@ -169,11 +161,7 @@ PRESETS = {"full": FULL, "cheap": CHEAP, "algorithm-1": ALGORITHM_1, "freedom": 
 def settings(
     guidance: Guidance | str = "full", *, style_scale: float | Sequence[float] | None = None, **changes
 ) -> Guidance:
-    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None.
-
-    Raises:
-        ValueError: an unknown name, or a value that `Guidance` does not accept.
-    """
+    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None."""
     if isinstance(guidance, str):
         if guidance not in PRESETS:
             raise ValueError(f"guidance must be a Guidance or one of {', '.join(PRESETS)}, got {guidance!r}")
@@ -275,78 +263,69 @@ class Guided:
         """
         with torch.no_grad():
             after = None if loss is None else loss(self.clean)
-        return {
-            "noise": level.noise,
-            "strength": strength,
-            "loss": self.shift.loss,
-            "loss_after": after,
-            "gradient_norm": self.shift.gradient_norm,
-            "movement": self.movement,
-            "skipped": self.shift.skipped.sum(),
-        }
+        row = {"noise": level.noise, "strength": strength, "loss": self.shift.loss, "loss_after": after}
+        row |= {"gradient_norm": self.shift.gradient_norm, "movement": self.movement}
+        return row | {"skipped": self.shift.skipped.sum()}
 
 
-def guide(here: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
-    """Take the gradient and shift the prediction.
-
-    Arguments:
-        strength: factor on the scale at this step.
-    """
-    clean, kind, level = here.clean, here.kind, here.level
+def guide(situation: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
+    """Take the gradient and shift the prediction; ``strength`` is a factor on the scale at this step."""
+    clean, kind, level = situation.clean, situation.kind, situation.level
     scale = strength * _per_image(guidance.scales, clean)
-    shift = _METHODS[guidance.method](here, guidance, scale)
-    prediction, movement = here.prediction, level.clean_shift(shift.noise)
-    if guidance.clipping == "first" and schedulers.clips(here.scheduler):
-        base = schedulers.clip(here.scheduler, clean)
+    shift = _METHODS[guidance.method](situation, guidance, scale)
+    prediction, movement = situation.prediction, level.clean_shift(shift.noise)
+    if guidance.clipping == "first" and schedulers.clips(situation.scheduler):
+        base = schedulers.clip(situation.scheduler, clean)
         prediction = prediction + level.output_shift(level.noise_shift(base - clean), kind)
         clean = base
     prediction = prediction + level.output_shift(shift.noise, kind)
     clean = clean + movement
     if guidance.clipping == "scheduler":
-        clean = schedulers.clip(here.scheduler, clean)
+        clean = schedulers.clip(situation.scheduler, clean)
     return Guided(prediction, clean, _rms(movement).flatten(), shift)
 
 
-def _along_the_gradient(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+def _along_the_gradient(situation: Situation, guidance: Guidance, scale: Tensor) -> Shift:
     """Methods ``noise``, ``mean`` and ``sample``, through the network, and ``noisy``, past it."""
-    loss, g = gradient(here.loss, here.sample) if guidance.method == "noisy" else _pulled(here)
+    loss, g = gradient(situation.loss, situation.sample) if guidance.method == "noisy" else _pulled(situation)
     g, skipped = _finite(g)
     if guidance.unit == "raw":
-        factor = here.level.noise
+        factor = situation.level.noise
         if guidance.method in ("mean", "sample"):
-            factor = (here.step.variance if guidance.method == "mean" else 1) / here.step.response
+            factor = (situation.step.variance if guidance.method == "mean" else 1) / situation.step.response
         return Shift(scale * factor * g, loss, _norm(g), skipped)
-    size = scale * (_rms(here.noise) if guidance.unit == "noise" else _correction(here))
+    size = scale * (_rms(situation.noise) if guidance.unit == "noise" else _correction(situation))
     if guidance.method == "sample":
-        size = size / here.step.response
+        size = size / situation.step.response
     return Shift(size * _unit(g), loss, _norm(g), skipped)
 
 
-def _on_the_estimate(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+def _on_the_estimate(situation: Situation, guidance: Guidance, scale: Tensor) -> Shift:
     """Method ``clean``."""
-    level, clean, moved = here.level, here.clean, torch.zeros_like(here.sample)
+    level, clean, moved = situation.level, situation.clean, torch.zeros_like(situation.sample)
     first, norm, skipped = None, None, False
     for iteration in range(guidance.inner):
-        loss, g0 = gradient(here.loss, clean + level.clean_shift(moved)) if iteration else here.gradient
-        g0, bad = _finite(g0)
+        loss, g0 = gradient(situation.loss, clean + level.clean_shift(moved)) if iteration else situation.gradient
+        g0, lost = _finite(g0)
         if guidance.unit == "noise":
-            shift = scale * _rms(here.noise) * _unit(g0)
+            shift = scale * _rms(situation.noise) * _unit(g0)
         elif guidance.unit == "correction":
-            shift = level.noise_shift(-scale * _correction(here) * _unit(g0))
+            shift = level.noise_shift(-scale * _correction(situation) * _unit(g0))
         else:
             shift = level.noise_shift(-scale * (1 - level.alpha_bar) * g0)
         moved = moved + shift / guidance.inner
-        first, norm, skipped = loss if first is None else first, _norm(g0), skipped | bad
+        first, norm, skipped = loss if first is None else first, _norm(g0), skipped | lost
     return Shift(moved, first, norm, skipped)
 
 
-def _mixed(here: Situation, guidance: Guidance, scale: Tensor) -> Shift:
+def _mixed(situation: Situation, guidance: Guidance, scale: Tensor) -> Shift:
     """Method ``both``: each of ``noise`` and ``clean`` gets its share of the scale."""
     share = guidance.clean_share
-    through = _along_the_gradient(here, dataclasses.replace(guidance, method="noise", inner=1), (1 - share) * scale)
-    clean = _on_the_estimate(here, guidance, share * scale)
+    plain = dataclasses.replace(guidance, method="noise", inner=1)
+    through = _along_the_gradient(situation, plain, (1 - share) * scale)
+    clean = _on_the_estimate(situation, guidance, share * scale)
     skipped = through.skipped | clean.skipped
-    return Shift(through.noise + clean.noise, through.loss, through.gradient_norm, skipped)
+    return dataclasses.replace(through, noise=through.noise + clean.noise, skipped=skipped)
 
 
 _METHODS = dict.fromkeys(("noise", "mean", "sample", "noisy"), _along_the_gradient)
@@ -359,35 +338,37 @@ def gradient(loss: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, T
     with torch.enable_grad():
         values = loss(leaf)
         if values.shape != leaf.shape[:1]:
-            raise ValueError(
-                f"an objective must give one loss per image, {leaf.shape[0]} here, got {tuple(values.shape)}"
-            )
-        (found,) = torch.autograd.grad(values.sum(), leaf)
-    return values.detach(), found
+            shape = tuple(values.shape)
+            raise ValueError(f"an objective must give one loss per image, {leaf.shape[0]} here, got {shape}")
+        (slope,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), slope
 
 
-def _pulled(here: Situation) -> tuple[Tensor, Tensor]:
+def _pulled(situation: Situation) -> tuple[Tensor, Tensor]:
     """Loss, and its gradient in the sample through the network.
 
     x̂0 is linear in sample and prediction, ``x̂0 = p·x + q·f(x)``, so that ``g = p·g0 + q·J_fᵀ g0``.
     """
-    loss, g0 = here.gradient
+    loss, g0 = situation.gradient
     size = _rms(g0).clamp_min(torch.finfo(g0.dtype).tiny)
-    of_sample, of_prediction = here.level.clean(1.0, 0.0, here.kind), here.level.clean(0.0, 1.0, here.kind)
-    g = of_sample * g0 + size * of_prediction * here.pull(g0 / size).to(g0)
+    of_sample, of_prediction = (
+        situation.level.clean(1.0, 0.0, situation.kind),
+        situation.level.clean(0.0, 1.0, situation.kind),
+    )
+    g = of_sample * g0 + size * of_prediction * situation.pull(g0 / size).to(g0)
     return loss, g
 
 
-def _correction(here: Situation) -> Tensor:
-    if here.correction is None:
+def _correction(situation: Situation) -> Tensor:
+    if situation.correction is None:
         raise ValueError(NO_CORRECTION)
-    return _rms(here.correction)
+    return _rms(situation.correction)
 
 
 def _finite(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient, 0 for images where it is not finite, and which those are, ``(B,)``."""
-    bad = ~gradient.flatten(1).isfinite().all(1)
-    return gradient.masked_fill(bad.view(-1, *[1] * (gradient.ndim - 1)), 0.0), bad
+    lost = ~gradient.flatten(1).isfinite().all(1)
+    return gradient.masked_fill(lost.view(-1, *[1] * (gradient.ndim - 1)), 0.0), lost
 
 
 def _unit(x: Tensor) -> Tensor:

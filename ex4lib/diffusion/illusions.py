@@ -7,6 +7,7 @@ They need a model in pixels: the latents of an autoencoder do not rotate and blu
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,14 +47,6 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _flipped(x: Tensor) -> Tensor:
-    return x.flip(-2)
-
-
-def _rotated(x: Tensor) -> Tensor:
-    return x.flip(-1, -2)
-
-
 def _with_rotated_disc(x: Tensor) -> Tensor:
     """A centred disc, 0.8 of the short side wide, rotated by 180 degrees; its pixels map onto each other exactly."""
     height, width = x.shape[-2:]
@@ -63,6 +56,7 @@ def _with_rotated_disc(x: Tensor) -> Tensor:
     return torch.where(disc, x.flip(-1, -2), x)
 
 
+_flipped, _rotated = operator.methodcaller("flip", -2), operator.methodcaller("flip", -1, -2)
 IDENTITY = View("identity", _unchanged, _unchanged)
 #: Mirrored top to bottom, which the course calls flipping upside down; it is not a rotation.
 FLIP = View("vertical flip", _flipped, _flipped)
@@ -113,9 +107,6 @@ class Anagram(_Composite):
     Arguments:
         denoisers: usually the same U-Net with another prompt each.
         views: one for each denoiser, usually `IDENTITY` first.
-
-    Raises:
-        ValueError: fewer than two denoisers, or another number of views.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], views: Sequence[View]):
@@ -125,15 +116,13 @@ class Anagram(_Composite):
         self.views = tuple(views)
 
     def __call__(self, sample: Tensor, timestep: Tensor | int) -> Output:
-        outputs = [
-            denoiser(view.apply(sample), timestep) for view, denoiser in zip(self.views, self.denoisers, strict=True)
-        ]
-        pairs = list(zip(self.views, outputs, strict=True))
-        return Output(
-            torch.stack([view.invert(output.prediction) for view, output in pairs]).mean(0),
-            _mean([None if output.variance is None else view.restore(output.variance) for view, output in pairs]),
-            _mean([None if output.correction is None else view.invert(output.correction) for view, output in pairs]),
-        )
+        predictions, variances, corrections = [], [], []
+        for view, denoiser in zip(self.views, self.denoisers, strict=True):
+            output = denoiser(view.apply(sample), timestep)
+            predictions.append(view.invert(output.prediction))
+            variances.append(None if output.variance is None else view.restore(output.variance))
+            corrections.append(None if output.correction is None else view.invert(output.correction))
+        return Output(_mean(predictions), _mean(variances), _mean(corrections))
 
 
 class Hybrid(_Composite):
@@ -157,11 +146,8 @@ class Hybrid(_Composite):
                 return None
             return low_pass(low, self.sigma) + high - low_pass(high, self.sigma)
 
-        return Output(
-            joined(far.prediction, near.prediction),
-            _mean([far.variance, near.variance]),
-            joined(far.correction, near.correction),
-        )
+        correction = joined(far.correction, near.correction)
+        return Output(joined(far.prediction, near.prediction), _mean([far.variance, near.variance]), correction)
 
 
 def low_pass(x: Tensor, sigma: float | None = None) -> Tensor:

@@ -49,9 +49,8 @@ class _StyleGuided:
             return _StyleGuided.__call__(self, *args, **kwargs)
 
         call.__doc__ = _StyleGuided.__call__.__doc__
-        last = [item for item in stock if item.kind is item.VAR_KEYWORD]
-        plain = [item for item in stock if item.kind is not item.VAR_KEYWORD]
-        call.__signature__ = inspect.Signature([*plain, image, *_STYLE, *last])
+        parameters = sorted([*stock, image, *_STYLE], key=lambda item: item.kind)  # a ``**kwargs`` goes last
+        call.__signature__ = inspect.Signature(parameters)
         cls.__call__ = call
 
     @classmethod
@@ -60,29 +59,23 @@ class _StyleGuided:
 
     def to_json_string(self) -> str:
         """The configuration as it is saved: ``model_index.json`` names the stock class, which loads everywhere."""
-        text, own = super().to_json_string(), type(self).__name__
-        return text.replace(f'"_class_name": "{own}"', f'"_class_name": "{self._stock().__name__}"')
+        entries = (f'"_class_name": "{pipeline.__name__}"' for pipeline in (type(self), self._stock()))
+        return super().to_json_string().replace(*entries)
 
     def __call__(self, *args, style_image=None, **arguments) -> StyleGuidedOutput | tuple:
         """Draw pictures: every argument of the stock pipeline, and those of `steering.guided`.
 
-        Arguments:
-            style_image: the painting, ``style`` of `steering.guided`; without one the stock pipeline draws.
-
-        Returns:
-            a `StyleGuidedOutput`, or the stock pipeline's tuple with ``return_dict=False``.
-
-        Raises:
-            ValueError: input that does not fit, in one sentence.
+        ``style_image`` is the painting, ``style`` of `steering.guided`; without one the stock pipeline draws. Returns a
+        `StyleGuidedOutput`, or the stock pipeline's tuple with ``return_dict=False``.
         """
         style = {item.name: arguments.pop(item.name) for item in _STYLE if item.name in arguments}
         context = contextlib.nullcontext([])
         if style_image is not None:
             context = guided(self, style_image, **style)
-            chosen = settings(style.get("guidance", "full"), style_scale=style.get("style_scale"))
-            if chosen.is_on:
-                given = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
-                check_scheduler(chosen, self.scheduler, given.get("eta", 0.0))
+            guidance = settings(style.get("guidance", "full"), style_scale=style.get("style_scale"))
+            if guidance.is_on:
+                stock = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
+                check_scheduler(guidance, self.scheduler, stock.get("eta", 0.0))
         elif style.get("style_scale"):
             raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
         with context as trace:

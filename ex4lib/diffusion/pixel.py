@@ -47,14 +47,11 @@ class PixelModel:
         """The U-Net with prompts, one per picture, and one negative prompt for all or one for each.
 
         ``guidance_scale`` 1 is the bare conditional prediction, 0 the prediction for the negative prompt.
-
-        Raises:
-            ValueError: not texts, another number of negative prompts, or a scale that is not a finite number.
         """
         prompts, negative = paired_prompts(prompt, negative_prompt)
         scale = checks.number(guidance_scale, "guidance_scale")
-        embeddings, free = self.encode(prompts), self.encode(negative)
-        return Denoiser(self.unet, Pixels(), embeddings=embeddings, negative=free, guidance_scale=scale)
+        embeddings, unprompted = self.encode(prompts), self.encode(negative)
+        return Denoiser(self.unet, Pixels(), embeddings=embeddings, negative=unprompted, guidance_scale=scale)
 
     def noise(self, count: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """First samples ``(count, 3, size, size)`` ~ N(0, I)."""

@@ -115,11 +115,7 @@ def posterior_variance(now: Level, then: Level) -> float:
 
 
 def strided_timesteps(stride: int = 30, first: int = 990) -> list[int]:
-    """Timesteps from ``first`` down to 0 in equal strides; the course's 990, 960, ..., 0 by default.
-
-    Raises:
-        ValueError: a stride or a first step below 1, or strides that do not end at 0.
-    """
+    """Timesteps from ``first`` down to 0 in equal strides; the course's 990, 960, ..., 0 by default."""
     if stride < 1 or first < 1 or first % stride:
         raise ValueError(f"first must be a positive multiple of stride, got {first} and {stride}")
     return list(range(first, -1, -stride))

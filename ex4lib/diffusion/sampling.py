@@ -108,18 +108,15 @@ def sample(
     _check_batch(denoiser, checks.finite(x, "x"), generator)
     guided = guidance is not None and guidance.is_on
     if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
-        raise ValueError(
-            f"repeating steps needs a scheduler without memory, but {type(scheduler).__name__} remembers earlier "
-            "steps; use DDIMScheduler or DDPMScheduler"
-        )
+        memory = f"{type(scheduler).__name__} remembers earlier steps; use DDIMScheduler or DDPMScheduler"
+        raise ValueError(f"repeating steps needs a scheduler without memory, but {memory}")
     arguments = schedulers.step_arguments(scheduler, generator, eta)
-    if not guided:
-        loop = _Loop(denoiser, scheduler, arguments, eta)
-    else:
+    loop = _Loop(denoiser, scheduler, arguments, eta)
+    if guided:
         if objective is None:
             raise ValueError("guidance needs an objective, images -> one loss each")
         check(guidance, scheduler, denoiser, x.shape[0], eta)
-        loop = _GuidedLoop(denoiser, scheduler, arguments, eta, objective, guidance, checkpointing, measure)
+        loop = _Loop(denoiser, scheduler, arguments, eta, objective, guidance, checkpointing, measure)
     return _steps(loop, x, start, after_step, repeats, generator)
 
 
@@ -139,9 +136,6 @@ def begin(
 
     Schedulers of order 2 (Heun) run two entries of their timesteps as one step: an odd ``start`` moves to the next
     entry, which for Heun has the same level. PNDM runs its second step twice to gather history, wherever it begins.
-
-    Raises:
-        ValueError: a scheduler, timesteps or a start that are not accepted.
     """
     scheduler = schedulers.timed(scheduler, steps, device=device)
     start = checks.integer(start, "start", low=0, high=len(scheduler.timesteps) - 1)
@@ -218,53 +212,44 @@ def _renoised(scheduler: SchedulerMixin, after: Tensor, t: int, generator) -> Te
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """Steps of the stock scheduler."""
+    """Steps of the stock scheduler, guided in the window of a guidance if there is one."""
 
     denoiser: Denoiser
     scheduler: SchedulerMixin
     arguments: dict
     eta: float
+    objective: Callable[[Tensor], Tensor] | None = None
+    guidance: Guidance | None = None
+    checkpointing: bool = False
+    measure: bool = False
 
     def runs(self, index: int, total: int) -> int:
-        return 1
+        return 1 if self.guidance is None else self.guidance.runs(index, total)
 
     def context(self) -> contextlib.AbstractContextManager:
-        return torch.no_grad()
-
-    def step(self, x: Tensor, t: Tensor, level: Level, index: int, times: list[int]) -> tuple[Tensor, Tensor, None]:
-        output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
-        kind = schedulers.prediction_type(self.scheduler)
-        clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
-        return self.advance(output.whole, t, x), schedulers.clip(self.scheduler, clean), None
-
-    def advance(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        return self.scheduler.step(output, t, x, **self.arguments, return_dict=False)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _GuidedLoop(_Loop):
-    """Steps guided in the window, and the stock scheduler's outside of it."""
-
-    objective: Callable[[Tensor], Tensor]
-    guidance: Guidance
-    checkpointing: bool
-    measure: bool
-
-    def runs(self, index: int, total: int) -> int:
-        return self.guidance.runs(index, total)
-
-    def context(self) -> contextlib.AbstractContextManager:
+        if self.guidance is None:
+            return torch.no_grad()
         return frozen(self.denoiser.unet, *self.denoiser.space.modules, checkpointing=self.checkpointing)
 
     def step(
         self, x: Tensor, t: Tensor, level: Level, index: int, times: list[int]
     ) -> tuple[Tensor, Tensor, dict | None]:
-        strength = self.guidance.strength(index, len(times))
-        if not strength or not schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler)):
-            with torch.no_grad(), self.clipping(self.guidance.clipping != "never"):
-                return super().step(x, t, level, index, times)
+        """The result of a step, the clean estimate behind it, and the measurements of a guided one."""
+        kind = schedulers.prediction_type(self.scheduler)
+        strength = 0.0 if self.guidance is None else self.guidance.strength(index, len(times))
+        if strength and schedulers.is_guidable(level, kind):
+            return self.guided(x, t, level, times[index], strength)
+        with torch.no_grad(), self.clipping(self.guidance is None or self.guidance.clipping != "never"):
+            output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
+            clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
+            return self.advance(output.whole, t, x), schedulers.clip(self.scheduler, clean), None
+
+    def advance(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        return self.scheduler.step(output, t, x, **self.arguments, return_dict=False)[0]
+
+    def guided(self, x: Tensor, t: Tensor, level: Level, number: int, strength: float) -> tuple[Tensor, Tensor, dict]:
         began = time.perf_counter()
-        situation, output = self.situation(x, t, level, times[index])
+        situation, output = self.situation(x, t, level, number)
         result = guide(situation, self.guidance, strength)
         shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
@@ -283,13 +268,11 @@ class _GuidedLoop(_Loop):
         def pull(cotangent: Tensor) -> Tensor:
             return torch.autograd.grad(prediction, leaf, cotangent)[0]
 
-        plain = output.detached()
-        correction = None if plain.correction is None else self.denoiser.guidance_scale * plain.correction
-        situation = Situation(
-            self.scheduler, level, number, leaf.detach(), prediction.detach(), self.loss, pull if through else None,
-            variance=plain.variance, correction=correction, eta=self.eta,
-        )  # fmt: skip
-        return situation, plain
+        output = output.detached()
+        correction = None if output.correction is None else self.denoiser.guidance_scale * output.correction
+        options = {"pull": pull if through else None, "variance": output.variance, "correction": correction}
+        sample, detached = leaf.detach(), prediction.detach()
+        return Situation(self.scheduler, level, number, sample, detached, self.loss, eta=self.eta, **options), output
 
     def loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.denoiser.space.decode(clean))

@@ -41,11 +41,7 @@ def is_a(scheduler: SchedulerMixin, *names: str) -> bool:
 
 
 def check(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Return the scheduler if guidance supports it.
-
-    Raises:
-        ValueError: another class, or a prediction type that is none of `process.PREDICTIONS`.
-    """
+    """Return the scheduler if guidance supports it."""
     if not is_a(scheduler, *SUPPORTED, *FLOW):
         names = ", ".join(SUPPORTED + FLOW)
         raise ValueError(f"to be guided, the scheduler must be one of {names}, got {type(scheduler).__name__}")
@@ -61,11 +57,7 @@ def prediction_type(scheduler: SchedulerMixin) -> str:
 
 
 def named(name: str, original: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler by its class name, with the noise schedule of another; PNDM without its Runge-Kutta warm-up.
-
-    Raises:
-        ValueError: none of `SUPPORTED`.
-    """
+    """A scheduler by its class name, with the noise schedule of another; PNDM without its Runge-Kutta warm-up."""
     if name not in SUPPORTED:
         raise ValueError(f"scheduler must be one of {', '.join(SUPPORTED)}, got {name!r}")
     options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
@@ -75,14 +67,7 @@ def named(name: str, original: SchedulerMixin) -> SchedulerMixin:
 def timed(
     scheduler: SchedulerMixin, steps: int | Sequence[int], *, device: torch.device | str = "cpu"
 ) -> SchedulerMixin:
-    """A copy of the scheduler, ready to run.
-
-    Arguments:
-        steps: a number of steps, or the falling timesteps themselves where the scheduler accepts them.
-
-    Raises:
-        ValueError: steps that are impossible, or timesteps for a scheduler that accepts none.
-    """
+    """A copy of the scheduler, ready to run a number of steps, or falling timesteps where it accepts them."""
     scheduler = copy.deepcopy(check(scheduler))
     trained = scheduler.config.num_train_timesteps
     if not isinstance(steps, (Sequence, Tensor)) or (isinstance(steps, Tensor) and steps.ndim == 0):
@@ -175,11 +160,7 @@ class Transition:
 
 
 def transition(scheduler: SchedulerMixin, t: int, eta: float, learned: Tensor | None = None) -> Transition:
-    """The `Transition` of a step of DDPM or DDIM; ``learned`` holds the variance channels of the network, if any.
-
-    Raises:
-        ValueError: another scheduler, whose step depends on earlier ones or has no variance.
-    """
+    """The `Transition` of a step of DDPM or DDIM; ``learned`` holds the variance channels of the network, if any."""
     require_memoryless(scheduler)
     now, then = alpha_bars(scheduler, t)
     if is_a(scheduler, "DDPMScheduler"):

@@ -28,18 +28,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ex4lib import images, models
+from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
-from ex4lib.diffusion.guidance import (
-    NO_CORRECTION,
-    THROUGH,
-    Guidance,
-    Situation,
-    check_count,
-    check_scheduler,
-    guide,
-    settings,
-)
+from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import Step, plain
 from ex4lib.features import VGG
@@ -71,20 +63,14 @@ class StyleObjective:
     to the same longer side.
 
     Arguments:
-        network: the feature network.
-        styles: pictures ``(1, 3, H, W)``.
+        network, styles: the feature network, and pictures ``(1, 3, H, W)``.
         size: ``(H, W)`` of the pictures that will be judged.
         style_loss: a name of `ex4lib.statistics.STATISTICS`, or a statistic.
-        layers: of the network.
-        layer_weights: default even.
+        layers, layer_weights: of the network; the weights are even by default.
         style_weights: shares of the styles, default even.
         regions: for each style a mask ``(1, 1, H, W)`` of the part of the picture that it applies to.
         style_each: style k is for picture k of the batch.
         longest: longer side at which the network sees the pictures; None is their own, but at least `LEAST_SIZE`.
-
-    Raises:
-        ValueError: no style, one that is too small for the layers, an unknown loss or layer, weights or masks that do
-            not fit.
     """
 
     def __init__(
@@ -109,22 +95,17 @@ class StyleObjective:
         minimum = network.minimum_size(layers)
         for style in styles:
             if min(style.shape[-2:]) < minimum:
-                raise ValueError(
-                    f"a style image must be at least {minimum} x {minimum} pixels for the layers "
-                    f"{', '.join(map(str, layers))}, got {style.shape[-2]} x {style.shape[-1]}"
-                )
-        where = network.mean
-        styles = [images.resize(style.to(where), max(self.size)) for style in styles]
+                least = f"at least {minimum} x {minimum} pixels for the layers {', '.join(map(str, layers))}"
+                raise ValueError(f"a style image must be {least}, got {style.shape[-2]} x {style.shape[-1]}")
+        styles = [images.resize(style.to(network.mean), max(self.size)) for style in styles]
         options = {"relative": True, "layer_weights": layer_weights}
-        shared = (layers, style_loss, 1 / len(layers))
         if style_each:
-            squares = [images.resize(images.crop_square(style), max(self.size)) for style in styles]
-            styles = torch.cat(squares)
+            styles = torch.cat([images.resize(images.crop_square(style), max(self.size)) for style in styles])
         elif regions is not None:
-            options["regions"] = [images.resize(region.to(where), self.size) for region in regions]
+            options["regions"] = [images.resize(region.to(network.mean), self.size) for region in regions]
         else:
             options["style_weights"] = style_weights
-        parts = style_terms(network, styles, *shared, **options)
+        parts = style_terms(network, styles, layers, style_loss, 1 / len(layers), **options)
         self.objective, self.batch = Objective(network, parts), len(styles) if style_each else None
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -162,8 +143,8 @@ def guided(
 
     Arguments:
         pipe: a pipeline with one of `NETWORKS` and a scheduler of `schedulers.SUPPORTED` or `schedulers.FLOW`.
-        style: a shipped name, path, URL, PIL image or tensor; several, which blend; or an objective of one's own,
-            images ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
+        style: a picture as `images.load` takes it; several, which blend; or an objective of one's own, images
+            ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
         style_scale: strength, in the unit of the guidance; None is the guidance's own. Per image if a sequence.
         style_loss, style_layers, style_layer_weights: see `StyleObjective`; None is the guidance's own.
         style_weights: shares of several styles. regions: a region of the picture for each. style_each: a picture each.
@@ -176,45 +157,43 @@ def guided(
 
     Returns:
         a context manager that gives the trace: a dictionary for each guided step (see `sampling.Step`), with the
-        ``method`` that was used, read from the device when it is asked for. On exit and on errors the pipeline is as it
-        was.
+        ``method`` that was used, read from the device when it is asked for. Afterwards the pipeline is as it was.
 
     Raises:
         ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
         RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
     """
-    chosen = settings(guidance, style_scale=style_scale, window=window)
-    if not chosen.is_on:
+    settings = rules.settings(guidance, style_scale=style_scale, window=window)
+    if not settings.is_on:
         return contextlib.nullcontext([])
     network = _network(pipe)
+    _check(pipe, network, settings)
+    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    if not callable(style):
+        options = {"style_loss": style_loss or settings.style_loss, "layers": style_layers, "style_each": style_each}
+        options |= {"layer_weights": style_layer_weights, "style_weights": style_weights, "longest": settings.size}
+        style = _Style(features, device, style, regions, **options)
+        style.at(_usual_size(pipe, network))
+    session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
+    return _context(session, checkpointing)
+
+
+def _check(pipe, network: nn.Module, settings: Guidance) -> None:
+    """Raise a ValueError for a pipeline that cannot follow a guidance."""
     schedulers.check(pipe.scheduler)
-    if chosen.recurrence > 1 or chosen.clipping != "scheduler":
+    if settings.recurrence > 1 or settings.clipping != "scheduler":
         raise ValueError(
             "recurrence and clipping are of the library's own loop, `ex4lib.diffusion.sampling.sample`; a pipeline of "
-            f"diffusers runs each step once and clips last, got {chosen.recurrence} and {chosen.clipping!r}"
+            f"diffusers runs each step once and clips last, got {settings.recurrence} and {settings.clipping!r}"
         )
-    if chosen.method in THROUGH and _offloads_parts(network):
+    if settings.method in THROUGH and _offloads_parts(network):
         raise ValueError(
             "the pipeline offloads parts of its network, through which gradients cannot be taken: use "
             "guidance=Guidance(method='clean') or enable_model_cpu_offload"
         )
-    if chosen.unit == "correction" and "UNet2DModel" in _classes(network):
+    if settings.unit == "correction" and "UNet2DModel" in _classes(network):
         raise ValueError(NO_CORRECTION)
-    check_scheduler(chosen, pipe.scheduler, 1.0 if "eta" in inspect.signature(pipe.__call__).parameters else 0.0)
-    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
-    if callable(style):
-        objective = style
-    else:
-        objective = _Style(
-            features if isinstance(features, VGG) else _features(features, str(device)),
-            [one for pictures in images.pictures(style, "style") for one in pictures.split(1)], chosen.size,
-            style_loss=style_loss or chosen.style_loss, layers=style_layers, layer_weights=style_layer_weights,
-            style_weights=style_weights, style_each=style_each,
-            regions=None if regions is None else [images.mask(region, "regions") for region in regions],
-        )  # fmt: skip
-        objective.at(_usual_size(pipe, network))
-    session = _Session(pipe, network, chosen, objective, decoder, device, measure, on_step)
-    return _context(session, checkpointing)
+    check_scheduler(settings, pipe.scheduler, 1.0 if "eta" in inspect.signature(pipe.__call__).parameters else 0.0)
 
 
 @contextlib.contextmanager
@@ -222,7 +201,7 @@ def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]
     pipe, network, scheduler = session.pipe, session.network, session.scheduler
     if getattr(scheduler.step, "session", None) is not None:
         raise ValueError("the pipeline's scheduler is already guided: leave the other `guided` first")
-    original, own = scheduler.step, "step" in vars(scheduler)
+    original, replaced = scheduler.step, "step" in vars(scheduler)
 
     @functools.wraps(original)
     def step(model_output: Tensor, timestep, sample: Tensor, *rest, **options):
@@ -234,7 +213,7 @@ def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]
         try:
             yield session.trace
         finally:
-            if own:
+            if replaced:
                 scheduler.step = original
             else:
                 del scheduler.step
@@ -244,11 +223,8 @@ def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]
             f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
         )
     if not session.trace:
-        warnings.warn(
-            f"no step was guided: the window {session.guidance.window} of the full schedule has none of the "
-            f"{session.steps} steps that the pipeline made",
-            stacklevel=3,
-        )
+        window = f"the window {session.guidance.window} of the full schedule"
+        warnings.warn(f"no step was guided: {window} has none of the {session.steps} steps made", stacklevel=3)
 
 
 #: Who records the calls of a network now; several threads may share its weights.
@@ -263,13 +239,14 @@ def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
     ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set, as ``Module.compile`` does: outside of
     hooks, of the ``forward`` that offloading replaces, and of what is compiled, so that none of them loses the record.
     """
-    own = vars(network)  # `torch.compile` hands attributes that are set on to what it wraps
+    attributes = vars(network)  # `torch.compile` hands attributes that are set on to what it wraps
     with _LOCK:
         sessions = _RECORDING.setdefault(network, [])
         sessions.append(session)
         if len(sessions) == 1:
-            compiled = own.get("_compiled_call_impl")
-            own["_compiled_call_impl"] = functools.partial(_call, network, compiled or network._call_impl, compiled)
+            compiled = attributes.get("_compiled_call_impl")
+            call = functools.partial(_call, network, compiled or network._call_impl, compiled)
+            attributes["_compiled_call_impl"] = call
     try:
         yield
     finally:
@@ -277,15 +254,15 @@ def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
             sessions.remove(session)
             if not sessions:
                 del _RECORDING[network]
-                compiled = own.pop("_compiled_call_impl").args[2]
+                compiled = attributes.pop("_compiled_call_impl").args[2]
                 if compiled is not None:
-                    own["_compiled_call_impl"] = compiled
+                    attributes["_compiled_call_impl"] = compiled
 
 
 def _call(network: nn.Module, original: Callable, compiled: Callable | None, *args, **kwargs):
     sessions = _RECORDING.get(network, [])
-    mine = [session for session in sessions if session.thread == threading.get_ident()]
-    session = (mine or sessions)[0] if mine or len(sessions) == 1 else None
+    local = [session for session in sessions if session.thread == threading.get_ident()]
+    session = (local or sessions)[0] if local or len(sessions) == 1 else None
     return original(*args, **kwargs) if session is None else session.call(original, args, kwargs)
 
 
@@ -322,8 +299,7 @@ class _Session:
         self.thread, self.steps, self.trace = threading.get_ident(), 0, _Trace()
         self.timesteps, self.levels, self.times = None, [], []  # of the pictures that are being drawn
         self.calls: list[_Call] = []
-        self.ids: Tensor | None = None  # of Flux's packed latents
-        self.began: float | None = None
+        self.ids, self.began = None, None  # of Flux's packed latents; the time of the first call for a step
         self.spaced = _space(pipe, decoder, device, self._unpacked)
 
     def call(self, original: Callable, args: tuple, kwargs: dict):
@@ -372,13 +348,14 @@ class _Session:
         index = schedulers.position(self.scheduler, timestep)
         level, strength = self._level(index), self._strength(index)
         row, clean, number = None, None, int(self.times[index])
-        if strength and self._is_guidable(level):
+        if strength:
             check_scheduler(self.guidance, self.scheduler, options.get("eta", 0.0))
             with torch.inference_mode(False), torch.no_grad():
-                here, misfit = self._situation(*map(_usable, (model_output, sample)), number, level, calls, options)
-                found = guide(here, self.guidance, strength)
-                model_output, clean = _replaced(model_output, found.prediction), found.clean
-                values = found.measured(level, strength, self._loss if self.measure else None)
+                tensors = map(_usable, (model_output, sample))
+                situation, misfit = self._situation(*tensors, number, level, calls, options)
+                shifted = rules.guide(situation, self.guidance, strength)
+                model_output, clean = _replaced(model_output, shifted.prediction), shifted.clean
+                values = shifted.measured(level, strength, self._loss if self.measure else None)
             values = {"index": index, "timestep": number, "method": self.guidance.method} | values
             values["seconds"] = time.perf_counter() - began
             row = functools.cache(functools.partial(self._row, values, misfit, TOLERANCE[model_output.dtype]))
@@ -395,10 +372,8 @@ class _Session:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = timestep[0]
-        index = schedulers.position(
-            self.scheduler, timestep
-        )  # None at Flux's first step: its network takes σ as its timestep
-        return index is None or (self._strength(index) > 0 and self._is_guidable(self._level(index)))
+        index = schedulers.position(self.scheduler, timestep)
+        return index is None or self._strength(index) > 0  # None at Flux's first step: its network is given σ
 
     def _level(self, index: int) -> Level:
         """The noise level of a step; all are read when a pipeline has set its timesteps."""
@@ -411,19 +386,18 @@ class _Session:
         """A row of the trace; ``misfit`` is the relative error of the combination."""
         row, error = plain(values), float(misfit)
         if not error <= tolerance:
-            cause = "no call was seen"
-            if error != math.inf:
-                cause = f"the prediction is no combination of the outputs, error {error:.2g}"
-            without = (
-                "not guided" if self.guidance.unit == "correction" else "guided without the Jacobian of the network"
-            )
-            row |= {"method": "clean", "note": f"{without}: {cause}"}
+            cause = f"the prediction is no combination of the outputs, error {error:.2g}"
+            cause = "no call was seen" if error == math.inf else cause
+            effect = "not guided"
+            if self.guidance.unit != "correction":
+                effect = "guided without the Jacobian of the network"
+            row |= {"method": "clean", "note": f"{effect}: {cause}"}
         return row
 
-    def _is_guidable(self, level: Level) -> bool:
-        return schedulers.is_guidable(level, schedulers.prediction_type(self.scheduler))
-
     def _strength(self, index: int) -> float:
+        """The factor on the scale at a step; 0 where it is not guided."""
+        if not schedulers.is_guidable(self._level(index), schedulers.prediction_type(self.scheduler)):
+            return 0.0
         order = self.scheduler.order
         return self.guidance.strength(index // order, -(-len(self.scheduler.timesteps) // order))
 
@@ -445,14 +419,12 @@ class _Session:
             pull = pull and functools.partial(_pulled, parts, weights, fits)
             # Read once: without a combination there is no correction, an error. Later steps are then not guided.
             if self.guidance.unit == "correction" and len(parts) > 1 and (self.trace or fits):
-                free = torch.stack([part.output.detach() for part in parts], 1)
-                free = free[torch.arange(len(free), device=free.device), weights.argmin(1)]
-                correction = torch.where(fits, prediction - free.to(prediction), 0.0)
-        here = Situation(
-            self.scheduler, level, number, whole, prediction, self._loss, pull,
-            variance=variance, correction=correction, eta=options.get("eta", 0.0),
-        )  # fmt: skip
-        return here, misfit
+                outputs = torch.stack([part.output.detach() for part in parts], 1)
+                unprompted = outputs[torch.arange(len(outputs), device=outputs.device), weights.argmin(1)]
+                correction = torch.where(fits, prediction - unprompted.to(prediction), 0.0)
+        optional = {"variance": variance, "correction": correction, "eta": options.get("eta", 0.0)}
+        situation = Situation(self.scheduler, level, number, whole, prediction, self._loss, pull, **optional)
+        return situation, misfit
 
     def _loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.spaced.decode(clean))
@@ -499,11 +471,12 @@ def _parts(calls: Sequence[_Call], sample: Tensor) -> list[_Part]:
             rows = slice(first, first + batch)
             with torch.enable_grad():
                 output = call.output[(rows, *crop)]
-            given = at_least_float32(call.leaf.detach()[(rows, *crop)])
-            if output.shape != sample.shape or given.shape != sample.shape:
+            network_input = at_least_float32(call.leaf.detach()[(rows, *crop)])
+            if output.shape != sample.shape or network_input.shape != sample.shape:
                 return []
-            scale = _dot(given, whole) / _dot(whole, whole)
-            error = (_dot(given - _along(scale, whole) * whole) / _dot(given)).sqrt().max()
+            scale = _dot(network_input, whole) / _dot(whole, whole)
+            residual = network_input - _along(scale, whole) * whole
+            error = (_dot(residual) / _dot(network_input)).sqrt().max()
             parts.append(_Part(call, rows, output, _along(scale, whole), error))
     return parts
 
@@ -519,9 +492,9 @@ def _fitted(prediction: Tensor, outputs: Sequence[Tensor]) -> tuple[Tensor, Tens
     lengths = basis.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     basis, target = basis / lengths, prediction.double().flatten(1)[..., None]
     ridge = 1e-12 * torch.eye(len(outputs), dtype=target.dtype, device=target.device)
-    found, _ = torch.linalg.solve_ex(basis @ basis.mT + ridge, basis @ target)
-    error = (target - basis.mT @ found).norm(dim=1) / target.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    weights = (found / lengths)[..., 0]
+    solution, _ = torch.linalg.solve_ex(basis @ basis.mT + ridge, basis @ target)
+    error = (target - basis.mT @ solution).norm(dim=1) / target.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    weights = (solution / lengths)[..., 0]
     weights = torch.cat([weights[:, :1] - weights[:, 1:].sum(1, keepdim=True), weights[:, 1:]], 1)
     return weights, error.max()
 
@@ -531,11 +504,11 @@ def _pulled(parts: Sequence[_Part], weights: Tensor, fits: Tensor, cotangent: Te
     total = torch.zeros_like(cotangent)
     crop = tuple(slice(side) for side in cotangent.shape[1:])
     for call in {id(part.call): part.call for part in parts}.values():
-        mine = [(part, weight) for part, weight in zip(parts, weights.T, strict=True) if part.call is call]
-        sides = [(_along(weight, cotangent) * cotangent).to(part.output) for part, weight in mine]
-        (found,) = torch.autograd.grad([part.output for part, _ in mine], call.leaf, sides)
-        for part, _ in mine:
-            total += part.scale * found[(part.rows, *crop)].to(total)
+        pairs = [(part, weight) for part, weight in zip(parts, weights.T, strict=True) if part.call is call]
+        cotangents = [(_along(weight, cotangent) * cotangent).to(part.output) for part, weight in pairs]
+        (gradient,) = torch.autograd.grad([part.output for part, _ in pairs], call.leaf, cotangents)
+        for part, _ in pairs:
+            total += part.scale * gradient[(part.rows, *crop)].to(total)
     return torch.where(fits, total, 0.0)
 
 
@@ -571,9 +544,8 @@ def _network(pipe) -> nn.Module:
         network = getattr(pipe, name, None)
         if _classes(network) & set(NETWORKS) and not {"movq", "vqvae"} & set(pipe.components):
             return network
-    raise ValueError(
-        f"style guidance supports the pipelines of {', '.join(NETWORKS.values())}, got {type(pipe).__name__}"
-    )
+    families = ", ".join(NETWORKS.values())
+    raise ValueError(f"style guidance supports the pipelines of {families}, got {type(pipe).__name__}")
 
 
 def _classes(network: nn.Module | None) -> set[str]:
@@ -599,21 +571,20 @@ def _usual_size(pipe, network: nn.Module) -> tuple[int, int]:
 def _offloads_parts(network: nn.Module) -> bool:
     """Whether layers are moved to and from the device one by one (sequential or group offloading)."""
     parts = list(network.modules())
-    sequential = any(getattr(getattr(part, "_hf_hook", None), "offload", False) for part in parts)
-    return sequential or any(
-        getattr(part, "_diffusers_hook", None) is not None and part._diffusers_hook.get_hook("group_offloading")
-        for part in parts
-    )
+    hooks = filter(None, (getattr(part, "_diffusers_hook", None) for part in parts))
+    grouped = any(hook.get_hook("group_offloading") for hook in hooks)
+    return grouped or any(getattr(getattr(part, "_hf_hook", None), "offload", False) for part in parts)
 
 
 class _Style:
     """A `StyleObjective` for whatever size the pictures have; ``count`` styles if there is one for each."""
 
-    def __init__(self, network: VGG, styles: Sequence[Tensor], longest: int | None, **options):
+    def __init__(self, network: VGG | str | None, device: torch.device, style, regions, **options):
+        network = network if isinstance(network, VGG) else _features(network, str(device))
+        styles = [picture for batch in images.pictures(style, "style") for picture in batch.split(1)]
+        options["regions"] = None if regions is None else [images.mask(region, "regions") for region in regions]
         self.count = len(styles) if options["style_each"] else None
-        self.at = functools.lru_cache(
-            lambda size: StyleObjective(network, styles, tuple(size), longest=longest, **options)
-        )
+        self.at = functools.lru_cache(lambda size: StyleObjective(network, styles, size, **options))
 
     def __call__(self, image: Tensor) -> Tensor:
         return self.at(tuple(image.shape[-2:]))(image)
