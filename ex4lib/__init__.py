@@ -7,6 +7,9 @@ transfer loads neither diffusers nor transformers.
     >>> network = ex4lib.models.features()
     >>> result = ex4lib.stylize(network, "chelsea", "hokusai-great-wave", progress=True)
     >>> ex4lib.save(result.image, "cat.png")
+
+What a public function does not accept it refuses with a ValueError, one sentence that names the argument, before heavy
+work starts; docstrings name the other errors.
 """
 
 import importlib

@@ -27,11 +27,11 @@ def match_luminance(image: ImageSource, reference: ImageSource) -> Tensor:
     Source: Gatys et al., "Preserving Color in Neural Artistic Style Transfer" (2016), equation 9.
     """
     image, reference = _pair(image, reference)
-    own, other = luminance(image), luminance(reference)
+    luma, target = luminance(image), luminance(reference)
     dims = (1, 2, 3)
-    deviation, deviation_ref = (luma.std(dims, correction=0, keepdim=True) for luma in (own, other))
+    deviation, deviation_ref = (levels.std(dims, correction=0, keepdim=True) for levels in (luma, target))
     scale = deviation_ref / deviation.clamp_min(1e-6)
-    matched = (own - own.mean(dims, keepdim=True)) * scale + other.mean(dims, keepdim=True)
+    matched = (luma - luma.mean(dims, keepdim=True)) * scale + target.mean(dims, keepdim=True)
     return matched.clamp(0, 1).expand(-1, 3, -1, -1).contiguous()
 
 

@@ -50,11 +50,7 @@ def tutorial_names(architecture: str) -> dict[str, str]:
 
 
 def resolve(layer: str | int, architecture: str) -> str:
-    """The canonical name of a layer given by canonical name, tutorial name or torchvision index.
-
-    Raises:
-        ValueError: unknown layer; the message lists near matches.
-    """
+    """The canonical name of a layer given by canonical name, tutorial name or torchvision index."""
     names = layer_names(architecture)
     layer = layer.strip() if isinstance(layer, str) else layer
     index = int(layer) if isinstance(layer, numbers.Integral) or (isinstance(layer, str) and layer.isdecimal()) else -1
@@ -99,21 +95,15 @@ class VGG(nn.Module):
         _check_options(pooling, padding)
         if len(convolutions) != sum(BLOCKS[architecture]):
             raise ValueError(f"{architecture} has {sum(BLOCKS[architecture])} convolutions, got {len(convolutions)}")
-        self.architecture, self.pooling, self.padding, self.name = (
-            architecture,
-            pooling,
-            padding,
-            name or architecture,
-        )
+        self.architecture, self.name, self.pooling, self.padding = architecture, name or architecture, pooling, padding
         self.layers = layer_names(architecture)
         self.sha256: str | None = None  # of the weights, filled in by whoever loaded them
         self.precision = "float32"  # as asked for: "auto" leaves the choice to the machine
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.convolutions = nn.ModuleDict()
-        for layer, (weight, bias) in zip(
-            (layer for layer in self.layers if layer.startswith("conv")), convolutions, strict=True
-        ):
+        names = [layer for layer in self.layers if layer.startswith("conv")]
+        for layer, (weight, bias) in zip(names, convolutions, strict=True):
             convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
             convolution.weight, convolution.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
             self.convolutions[layer] = convolution
@@ -129,39 +119,33 @@ class VGG(nn.Module):
     def variant(self, *, pooling: str, padding: str) -> VGG:
         """The same weights, not copied, with other pooling and padding."""
         _check_options(pooling, padding)
-        other = copy.copy(self)
-        other.pooling, other.padding = pooling, padding
-        return other
+        variant = copy.copy(self)
+        variant.pooling, variant.padding = pooling, padding
+        return variant
 
     def resolve(self, layer: str | int) -> str:
         """The canonical name of ``layer`` in this network."""
         return resolve(layer, self.architecture)
 
     def names(self, layers: str | int | Iterable[str | int]) -> list[str]:
-        """The canonical names of layers, which may also be one, or several in a string as ``"relu1_1, relu2_1"``.
-
-        Raises:
-            ValueError: an unknown layer, or none at all.
-        """
+        """The canonical names of layers, which may also be one, or several in a string as ``"relu1_1, relu2_1"``."""
         return [self.resolve(layer) for layer in checks.names(layers, "layers")]
 
     def minimum_size(self, layers: Iterable[str | int]) -> int:
         """The smallest image side for which every layer in ``layers`` has at least one position."""
-        deepest = self._until(layers)
-        return 2 ** sum(layer.startswith("pool") for layer in deepest)
+        return 2 ** sum(layer.startswith("pool") for layer in self._until(layers))
 
     def forward(self, image: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
         """Features ``(B, C_l, H_l, W_l)`` of each layer, by canonical name, in the network's dtype.
 
         Arguments:
             image: ``(B, 3, H, W)`` in [0, 1]; values outside are not clamped, so that gradients reach them.
-
-        Raises:
-            ValueError: unknown layer, or an image smaller than `minimum_size`.
         """
         wanted = self.names(layers)
-        chain = self._until(wanted)
-        self._check_size(image, chain)
+        chain, minimum = self._until(wanted), self.minimum_size(wanted)
+        if min(image.shape[-2:]) < minimum:
+            sides = f"at least {minimum} x {minimum} pixels for layer {chain[-1]}"
+            raise ValueError(f"{self.name} needs {sides}, got {image.shape[-2]} x {image.shape[-1]}")
         weight = self.convolutions["conv1_1"].weight
         x = ((image - self.mean.to(image)) / self.std.to(image)).to(weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -173,7 +157,7 @@ class VGG(nn.Module):
             elif layer.startswith("relu"):
                 x = F.relu(x, inplace=not captured_convolution)  # never over a captured layer
             else:
-                x = self._pool(x)
+                x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
             if layer in wanted:
                 features[layer] = x
         return features
@@ -182,9 +166,6 @@ class VGG(nn.Module):
         """A mask, as `images.mask` takes it, on each layer's grid ``(B, 1, H_l, W_l)``.
 
         Each position gets the covered share of the pixels that were pooled into it.
-
-        Raises:
-            ValueError: something that is no mask, or a region of which less than one position is left.
         """
         mask = images.mask(mask, "mask")
         wanted = self.names(layers)
@@ -201,25 +182,12 @@ class VGG(nn.Module):
     def _until(self, layers: Iterable[str | int]) -> list[str]:
         return self.layers[: max(map(self.layers.index, self.names(layers))) + 1]
 
-    def _check_size(self, image: Tensor, chain: list[str]) -> None:
-        minimum = self.minimum_size(chain)
-        if min(image.shape[-2:]) < minimum:
-            raise ValueError(
-                f"{self.name} needs at least {minimum} x {minimum} pixels for layer {chain[-1]}, got "
-                f"{image.shape[-2]} x {image.shape[-1]}"
-            )
-
     def _convolve(self, layer: str, x: Tensor) -> Tensor:
         convolution = self.convolutions[layer]
         if layer == "conv1_1" and self.padding == "replicate":
             x = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
             return F.conv2d(x, convolution.weight, convolution.bias)
         return convolution(x)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.pooling == "max":
-            return F.max_pool2d(x, 2)
-        return F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
 
 
 def _check_options(pooling: str, padding: str) -> None:

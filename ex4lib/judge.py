@@ -15,13 +15,9 @@ from ex4lib.images import check
 
 
 class Judge:
-    """``CLIPModel`` with its tokenizer and the normalisation of its image processor.
+    """``CLIPModel`` of a folder or hub id, with its tokenizer and the normalisation of its image processor.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021).
-
-    Arguments:
-        source: a folder or hub id of a ``CLIPModel``.
-        device: where the model runs.
     """
 
     def __init__(self, source: str, device: torch.device | str = "cpu"):
@@ -30,10 +26,8 @@ class Judge:
         self.tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessor.from_pretrained(source)
         self.size: int = self.model.config.vision_config.image_size
-        self.mean, self.std = (
-            torch.tensor(values, device=device).view(1, 3, 1, 1)
-            for values in (processor.image_mean, processor.image_std)
-        )
+        normalisation = torch.tensor([processor.image_mean, processor.image_std], device=device)
+        self.mean, self.std = normalisation.view(2, 1, 3, 1, 1)
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch: int = 256) -> Tensor:
@@ -51,9 +45,8 @@ class Judge:
     @torch.no_grad()
     def text_features(self, prompts: str | Sequence[str]) -> Tensor:
         """Unit vectors ``(P, D)`` of prompts; one text is a list of one."""
-        tokens = self.tokenizer(
-            checks.prompts(prompts, "prompts"), padding="max_length", truncation=True, return_tensors="pt"
-        )
+        texts = checks.prompts(prompts, "prompts")
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         tokens = {key: tokens[key].to(self.mean.device) for key in ("input_ids", "attention_mask")}
         return _features(self.model.get_text_features(**tokens))
 

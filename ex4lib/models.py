@@ -67,11 +67,7 @@ GUIDANCE_SCALES = {"full": 7.5, "mini": 4.0}
 
 
 def profile() -> str:
-    """``"full"`` or ``"mini"``, from ``EX4_PROFILE``.
-
-    Raises:
-        ValueError: EX4_PROFILE is none of full, mini, auto.
-    """
+    """``"full"`` or ``"mini"``, from ``EX4_PROFILE``."""
     choice = checks.choice(os.environ.get("EX4_PROFILE", "auto"), "EX4_PROFILE", ("full", "mini", "auto"))
     if choice != "auto":
         return choice
@@ -141,12 +137,8 @@ def _chosen(name: torch.device | str | None) -> torch.device:
 def source(part: str, name: str | None = None) -> str:
     """What ``from_pretrained`` is given for a part: a key of `SOURCES`.
 
-    Arguments:
-        name: a hub id or a folder; None is the profile's default. A folder ``EX4_MODELS/LAST-PART-OF-THE-NAME`` stands
-            for a hub id.
-
-    Raises:
-        ValueError: no such part, or the profile has none.
+    ``name`` is a hub id or a folder; None is the profile's default. A folder ``EX4_MODELS/LAST-PART-OF-THE-NAME``
+    stands for a hub id.
     """
     known = SOURCES[profile()]
     name = known[checks.choice(part, "part", known)] if name is None else name
@@ -200,9 +192,8 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).IMAGENET1K_V1
-    folder = os.environ.get("EX4_MODELS")
-    local = Path(folder, f"{name}.pth") if folder else None
-    if local is not None and local.is_file():
+    local = Path(os.environ.get("EX4_MODELS", ""), f"{name}.pth")
+    if os.environ.get("EX4_MODELS") and local.is_file():
         try:
             return torch.load(local, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
