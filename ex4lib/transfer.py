@@ -337,7 +337,8 @@ def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str
     height, width = _grid(content, scales[0])
     if min(height, width) < least:
         content = f"size {scales[0]} makes the content {height} x {width} pixels"
-        raise ValueError(f"{content}, and the deepest layer needs at least {least} x {least}: use a larger size")
+        least = f"at least {least} x {least} pixels: use a larger size"
+        raise ValueError(f"{content}, and the deepest layer needs {least}")
     return scales
 
 
