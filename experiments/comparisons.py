@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ex4lib import models
-from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.guidance import DEFAULT, Guidance
 from ex4lib.features import VGG
 from experiments import drawings, measures
 from experiments.drawings import CHOICE_PAINTINGS, PAINTINGS, REPORT_PAINTINGS, REPORT_PROMPTS, Judges
@@ -142,11 +142,11 @@ def conditions() -> dict[str, Condition]:
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
     fewer = prompts[-models.budget(fast=1, mini=1, full=4) :]  # along the curves
-    scale = Guidance().scale
+    scale = DEFAULT.scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
         for factor, seeds in ((1, many), (0.5, few), (2, few)):
-            guidance = dataclasses.replace(Guidance(), scale=factor * scale)
+            guidance = dataclasses.replace(DEFAULT, scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
             found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)
         for weight, seeds in ((1.0, some), (0.3, few), (0.1, few)):
@@ -155,8 +155,8 @@ def conditions() -> dict[str, Condition]:
             found[name] = Condition(way, prompts if weight == 1 else fewer, paintings, seeds)
     named = [painting for painting in WORDS if painting in paintings]
     found["words"] = Condition(Way(words=True), prompts, named, some)
-    found["both"] = Condition(Way(Guidance(), words=True), prompts, named, some)
-    found["other paintings"] = Condition(Way(Guidance()), fewer, CHOICE_PAINTINGS, few)
+    found["both"] = Condition(Way(DEFAULT, words=True), prompts, named, some)
+    found["other paintings"] = Condition(Way(DEFAULT), fewer, CHOICE_PAINTINGS, few)
     return found
 
 

@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ex4lib import models
-from ex4lib.diffusion.guidance import FREEDOM, MPGD, Guidance
+from ex4lib.diffusion.guidance import DEFAULT, FREEDOM, MPGD
 from experiments import specificity
 from experiments.drawings import REPORT_PAINTINGS, REPORT_PROMPTS, Judges, text_to_image
 from experiments.specificity import Setting
 
 #: Settings that are compared. FreeDoM and MPGD are run with the number of steps of their code for Stable Diffusion.
 SETTINGS = {
-    "ours": Setting(Guidance()),
+    "ours": Setting(DEFAULT),
     "FreeDoM": Setting(FREEDOM, steps=100, eta=1.0),
     "MPGD": Setting(MPGD, steps=100),
 }

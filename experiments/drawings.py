@@ -47,7 +47,14 @@ TITLES = {
     "renoir-moulin-de-la-galette": "Renoir",
     "van-gogh-village-street-in-auvers": "van Gogh",
 }
-CHOICE_PROMPTS = ("a dog sitting on grass", "a church beside a lake", "a burger on the table", "a boat in a river")
+CHOICE_PROMPTS = (
+    "a dog sitting on grass",
+    "a horse",
+    "a house in snowy mountains",
+    "a duck",
+    "a church beside a lake",
+    "a burger on the table",
+)
 REPORT_PROMPTS = (
     "a cat",
     "a castle next to a river",
@@ -59,10 +66,10 @@ CAPTIONS = (
     *CHOICE_PROMPTS,
     *REPORT_PROMPTS,
     "a car on the road", "a villa close to the pool", "a squirrel sitting on a table", "a rocket ship",
-    "a campfire at night", "a house in snowy mountains", "a smiley", "a waterfall", "a blue butterfly", "a tree",
+    "a campfire at night", "a boat in a river", "a smiley", "a waterfall", "a blue butterfly", "a tree",
     "an owl", "a fish", "a sunflower", "a train", "a bicycle", "a guitar", "an umbrella", "a crown", "a robot",
-    "a horse", "a penguin", "a cake", "a chair", "a man wearing a hat", "a ballerina", "an elephant", "a giraffe",
-    "a turtle", "a snail", "an octopus", "a dolphin in the sea", "a duck", "a parrot", "a pizza", "a banana",
+    "a penguin", "a cake", "a chair", "a man wearing a hat", "a ballerina", "an elephant", "a giraffe",
+    "a turtle", "a snail", "an octopus", "a dolphin in the sea", "a parrot", "a pizza", "a banana",
     "a pineapple", "a mushroom", "a taxi", "a fire engine", "a tractor", "a helicopter", "a balloon in the sky",
     "a tent", "a ferris wheel", "a volcano", "a cactus in the desert", "a snowman", "the moon", "a rainbow", "a key",
     "a drum", "a camera", "a clock", "a teddy bear", "a cup of coffee on the table", "a palm tree",

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ex4lib import images, models
 from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.guidance import Guidance
+from ex4lib.diffusion.guidance import DEFAULT, Guidance
 from ex4lib.features import VGG
 from experiments import measures, metrics
 from experiments.drawings import (
@@ -269,10 +269,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a Stable Diffusion folder or hub id; default: the profile's")
     parser.add_argument("--report", action="store_true", help="paintings and prompts of the report, not of the choice")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.05, 0.1, 0.2])
-    parser.add_argument("--methods", nargs="+", default=["noise"])
-    parser.add_argument("--windows", type=_window, nargs="+", default=[(0.0, 1.0)], help="START:STOP in fractions")
-    parser.add_argument("--ramps", nargs="+", default=["constant"])
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.4, 0.8, 1.2])
+    parser.add_argument("--methods", nargs="+", default=[DEFAULT.method])
+    parser.add_argument("--windows", type=_window, nargs="+", default=[DEFAULT.window], help="START:STOP in fractions")
+    parser.add_argument("--ramps", nargs="+", default=[DEFAULT.ramp])
     parser.add_argument("--every", type=int, nargs="+", default=[1], help="guide every k-th step")
     parser.add_argument("--inner", type=int, nargs="+", default=[1])
     parser.add_argument("--losses", nargs="+", default=["gram"])

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ex4lib import checks, images, models
 from ex4lib.diffusion import pipelines
-from ex4lib.diffusion.guidance import PRESETS, Guidance
+from ex4lib.diffusion.guidance import DEFAULT, PRESETS
 from ex4lib.diffusion.schedulers import SUPPORTED
 from ex4lib.statistics import STATISTICS
 from experiments import drawings
@@ -41,10 +41,10 @@ class Sweep:
 
     prompts: Sequence[str]
     styles: Sequence[str]
-    style_scales: Sequence[float] = (Guidance().scale,)
+    style_scales: Sequence[float] = (DEFAULT.scale,)
     style_losses: Sequence[str] = ("gram",)
     seeds: Sequence[int] = (0,)
-    preset: str = "full"
+    preset: str = "default"
     steps: int = 30
     guidance_scale: float | None = None
     scheduler: str | None = None

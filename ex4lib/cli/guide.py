@@ -37,7 +37,7 @@ def guide(
     style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
     regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
     style_loss: StyleLoss = "gram",
-    preset: Annotated[str, typer.Option(help="full, cheap or another name of guidance.PRESETS.")] = "full",
+    preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,

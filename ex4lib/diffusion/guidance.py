@@ -59,12 +59,13 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How a loss steers the sampling; plain numbers and names, so that it can be stored. Every default stands here.
+    """How a loss steers the sampling; plain numbers and names, so that it can be stored.
+
+    The defaults of the fields are the plain equation: one strength at every step. `guided` uses `DEFAULT`.
 
     Arguments:
-        scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit. The
-            default was chosen on three paintings with the embedded model (notebook 05); more of it repaints the
-            picture at the prompt's expense.
+        scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit; more
+            of it repaints the picture at the prompt's expense.
         method: one of `METHODS`.
         unit: what s is measured in. ``"noise"``: per image, ``rms(δε) = s · rms(ε̂)``, which means the same for every
             loss, scheduler, number of steps and resolution. ``"raw"``: the method's equation, s is the inverse
@@ -141,9 +142,12 @@ class Guidance:
         return self.recurrence if start <= index / total < stop and self.strength(index, total) > 0 else 1
 
 
-#: The full gradient, the default.
+#: What is used where nothing else is asked for. The layout is left alone at first; then the pull of the painting grows
+#: while the noise, and with it the unit of the scale, falls. docs/guidance.md tells how it was chosen.
+DEFAULT = Guidance(scale=0.8, method="clean", ramp="rising", window=(0.3, 1.0))
+#: The gradient through the network, at every step.
 FULL = Guidance()
-#: The cheap gradient: no Jacobian of the network.
+#: The same without the Jacobian of the network.
 CHEAP = Guidance(method="clean")
 #: The exercise's algorithm 1. Needs DDPM, or DDIM with η > 0.
 ALGORITHM_1 = Guidance(method="mean", unit="raw", scale=100.0)
@@ -155,11 +159,18 @@ FREEDOM = Guidance(
 #: He et al., "Manifold Preserving Guided Diffusion" (2024), the latent variant, as its code draws styles. Differs from
 #: it as `FREEDOM` does.
 MPGD = Guidance(scale=15.0, method="clean", unit="correction", window=(0.3, 0.7))
-PRESETS = {"full": FULL, "cheap": CHEAP, "algorithm-1": ALGORITHM_1, "freedom": FREEDOM, "mpgd": MPGD}
+PRESETS = {
+    "default": DEFAULT,
+    "full": FULL,
+    "cheap": CHEAP,
+    "algorithm-1": ALGORITHM_1,
+    "freedom": FREEDOM,
+    "mpgd": MPGD,
+}
 
 
 def settings(
-    guidance: Guidance | str = "full", *, style_scale: float | Sequence[float] | None = None, **changes
+    guidance: Guidance | str = "default", *, style_scale: float | Sequence[float] | None = None, **changes
 ) -> Guidance:
     """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None."""
     if isinstance(guidance, str):

@@ -72,7 +72,7 @@ class _StyleGuided:
         context = contextlib.nullcontext([])
         if style_image is not None:
             context = guided(self, style_image, **style)
-            guidance = settings(style.get("guidance", "full"), style_scale=style.get("style_scale"))
+            guidance = settings(style.get("guidance", "default"), style_scale=style.get("style_scale"))
             if guidance.is_on:
                 stock = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
                 check_scheduler(guidance, self.scheduler, stock.get("eta", 0.0))

@@ -127,7 +127,7 @@ def guided(
     style_weights: Sequence[float] | None = None,
     style_each: bool = False,
     regions: Sequence[Tensor] | None = None,
-    guidance: Guidance | str = "full",
+    guidance: Guidance | str = "default",
     window: tuple[float, float] | None = None,
     features: VGG | str | None = None,
     decoder: nn.Module | None = None,

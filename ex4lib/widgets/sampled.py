@@ -5,6 +5,7 @@ Ready parts may be passed in; what is not passed is loaded when Run is first pre
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from ex4lib import images, models
 from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
-from ex4lib.diffusion.guidance import RAMPS, Guidance
+from ex4lib.diffusion.guidance import DEFAULT, RAMPS
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
@@ -150,9 +151,9 @@ def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
     names = [(name.removesuffix("Scheduler"), name) for name in schedulers.SUPPORTED]
     return {
         "painting": shelf.control("van-gogh-village-street-in-auvers"),
-        "style_scale": FloatSlider(value=Guidance().scale, min=0.0, max=1.5, step=0.05),
-        "window": FloatRangeSlider(value=(0.0, 1.0), min=0.0, max=1.0, step=0.05),
-        "ramp": Dropdown(options=list(RAMPS)),
+        "style_scale": FloatSlider(value=DEFAULT.scale, min=0.0, max=1.5, step=0.05),
+        "window": FloatRangeSlider(value=DEFAULT.window, min=0.0, max=1.0, step=0.05),
+        "ramp": Dropdown(options=list(RAMPS), value=DEFAULT.ramp),
         "style_loss": Dropdown(options=list(STATISTICS)),
         "steps": IntSlider(value=steps, min=1, max=250),
         "scheduler": Dropdown(options=names, value="DDIMScheduler"),
@@ -164,7 +165,9 @@ def _guided(
     pipe: Any, denoiser: Denoiser, enlarged: int, settings: Settings, shelf: Shelf, load_features: Callable[[], VGG]
 ) -> Job:
     """The loop of a style-guided pipeline for one picture, ``enlarged`` times the size of its sample."""
-    guidance = Guidance(settings["style_scale"], window=settings["window"], ramp=settings["ramp"])
+    guidance = dataclasses.replace(
+        DEFAULT, scale=settings["style_scale"], window=settings["window"], ramp=settings["ramp"]
+    )
     side = pipe.unet.config.sample_size
     grid = (side, side) if isinstance(side, int) else tuple(side)
     inputs, objective, networks = {}, None, []
