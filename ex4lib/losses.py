@@ -100,6 +100,9 @@ class Objective:
 
     ``objective(image)`` maps ``(B, 3, H, W)`` in [0, 1] to ``(B,)``, never averaged over the batch;
     ``objective.terms(image)`` gives the weighted parts by name.
+
+    Raises:
+        ValueError: no term, a weight that is negative or not finite, or all weights 0.
     """
 
     def __init__(self, network: VGG, parts: Sequence[Term]):
@@ -107,6 +110,8 @@ class Objective:
             raise ValueError("an objective needs at least one term")
         for part in parts:
             checks.number(part.weight, f"the weight of {part.name}", low=0)
+        if not any(part.weight for part in parts):
+            raise ValueError("at least one of the weights of an objective must be above 0, got 0 for all")
         names = [part.name for part in parts]
         if len(set(names)) < len(names):
             raise ValueError(f"terms must have different names, got {', '.join(sorted(names))}")

@@ -120,7 +120,7 @@ def optimise(
     evaluations = checks.integer(evaluations, "evaluations", low=1)
     history = checks.integer(history, "history", low=1)
     rate = RATES[optimiser] if learning_rate is None else checks.number(learning_rate, "learning_rate", above=0)
-    seconds = None if seconds is None else checks.number(seconds, "seconds")
+    seconds = None if seconds is None else checks.number(seconds, "seconds", low=0)
     init = images.check(init, "init").detach()
     return _descend(objective, init, optimiser, evaluations, seconds, rate, history, fallback)
 
@@ -214,6 +214,8 @@ def _evaluate(objective, point: Tensor, decode) -> tuple[Tensor, dict[str, Tenso
             loss = torch.stack(list(terms.values())).sum(0)
         else:
             terms, loss = {}, objective(image)
+        if not loss.requires_grad:
+            raise ValueError("the objective does not depend on the image")
         (gradient,) = torch.autograd.grad(loss.sum(), point)
     return loss.detach(), {name: value.detach() for name, value in terms.items()}, gradient
 

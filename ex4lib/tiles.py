@@ -42,6 +42,7 @@ class TiledRecipe(Recipe):
     tile: int = TILE
 
     def __post_init__(self):
+        super().__post_init__()
         checks.size(self.tile, "tile", multiple=ALIGNMENT)
 
     def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:

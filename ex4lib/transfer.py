@@ -45,6 +45,11 @@ class Recipe:
     pooling: str = "average"
     padding: str = "replicate"
 
+    def __post_init__(self):
+        names = ("content_weight", "style_weight", "tv_weight")
+        if not any([checks.number(getattr(self, name), name, low=0) for name in names]):
+            raise ValueError(f"at least one of {', '.join(names)} must be above 0, got 0 for all")
+
     def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:
         """The objective of this recipe; ``options``: style_weights, regions, style_masks of `losses.style_terms`."""
         network = network.variant(pooling=self.pooling, padding=self.padding)
@@ -139,7 +144,7 @@ def stylize_steps(
     least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
     scales = _scales(scales, size, photograph, start, least)
     evaluations = checks.integer(evaluations, "evaluations", low=1)
-    seconds = None if seconds is None else checks.number(seconds, "seconds")
+    seconds = None if seconds is None else checks.number(seconds, "seconds", low=0)
     if evaluations < len(scales):
         raise ValueError(f"evaluations must be at least one per scale ({len(scales)}), got {evaluations}")
     if keep_colour != "no":
@@ -179,7 +184,7 @@ def _coarse_to_fine(
             _fitted(image, content),
             optimiser=optimiser,
             evaluations=share if left > 1 else evaluations - done,
-            seconds=None if seconds is None else (seconds - (time.perf_counter() - began)) / left,
+            seconds=None if seconds is None else max(0.0, seconds - (time.perf_counter() - began)) / left,
             fallback=_fitted(fallback, content),
             history=getattr(objective, "history", HISTORY),  # tiled objectives are for pictures that fill the memory
         )

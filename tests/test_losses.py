@@ -229,6 +229,13 @@ def test_bad_weights(small, picture, weight):
             build()
 
 
+def test_weights_that_are_all_zero(small, picture):
+    with pytest.raises(ValueError, match="at least one of the weights of an objective must be above 0"):
+        Objective(small, [TotalVariation(0.0), *style_terms(small, picture(), ["relu1_1"], weight=0)])
+    with pytest.raises(ValueError, match="at least one of the weights"):
+        Objective(small, [TotalVariation(1.0)]).reweighted({"tv": 0.0})
+
+
 def test_terms_of_one_name(small, picture):
     terms = style_terms(small, picture(), ["relu1_1"])
     with pytest.raises(ValueError, match="different names"):

@@ -346,3 +346,8 @@ def test_lbfgs_that_lost_its_way_goes_back_to_the_best_image(picture):
     noted = [step.index for step in steps if step.note]
     assert noted == [5 + STALL]
     assert torch.equal(steps[noted[0]].image, steps[4].image)  # the next evaluation is at the best image
+
+
+def test_an_objective_without_the_image_is_an_error():
+    with pytest.raises(ValueError, match="the objective does not depend on the image"):
+        next(optimise(lambda image: torch.ones(len(image)), torch.full((1, 3, 4, 4), 0.5)))

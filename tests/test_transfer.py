@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ex4lib import colour, images, models, transfer
 from ex4lib.losses import Objective
 from ex4lib.statistics import STATISTICS
+from ex4lib.tiles import TiledRecipe
 from ex4lib.transfer import TUTORIAL, Recipe, invert, starting_image, stylize, synthesize
 from tests.random_models import random_network
 
@@ -536,3 +537,18 @@ def test_style_masks_choose_a_part_of_the_style(network, picture):
     masked = stylize(network, content, style, recipe=recipe, size=32, evaluations=1, style_masks=[left])
     whole = stylize(network, content, style, recipe=recipe, size=32, evaluations=1)
     assert masked.losses != whole.losses
+
+
+@pytest.mark.parametrize("kind", [Recipe, TiledRecipe])
+def test_a_recipe_without_weight_is_refused_when_it_is_made(kind):
+    with pytest.raises(ValueError, match="at least one of content_weight, style_weight, tv_weight must be above 0"):
+        kind(content_weight=0, style_weight=0, tv_weight=0)
+    with pytest.raises(ValueError, match="style_weight must be a finite number of at least 0, got -1"):
+        kind(style_weight=-1)
+
+
+def test_time_that_is_used_up_still_leaves_an_evaluation_for_each_scale(network, pair):
+    result = stylize(network, *pair, recipe=SMALL, size=32, scales=(16, 32), evaluations=8, seconds=0)
+    assert result.evaluations == 2 and result.image.shape[-1] == 32
+    with pytest.raises(ValueError, match="seconds must be a finite number of at least 0, got -5"):
+        stylize(network, *pair, recipe=SMALL, size=32, seconds=-5)
