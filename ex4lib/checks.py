@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -172,11 +173,20 @@ def names(value: Any, argument: str) -> list[str | int]:
 
 
 def prompts(value: Any, argument: str = "prompt") -> list[str]:
-    """A non-empty list of texts; one text is a list of one."""
+    """A non-empty list of texts; one text is a list of one. An empty text is a picture of anything, blanks a slip."""
     found = [value] if isinstance(value, str) else value
-    if isinstance(found, (list, tuple)) and found and all(isinstance(text, str) for text in found):
-        return list(found)
-    raise ValueError(f"{argument} must be a text or a list of texts, got {describe(value)}")
+    if not isinstance(found, (list, tuple)) or not found or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{argument} must be a text or a list of texts, got {describe(value)}")
+    if any(text.isspace() for text in found):
+        raise ValueError(f"{argument} must hold words, or be empty for a picture of anything, got {describe(value)}")
+    return list(found)
+
+
+def name(value: Any, argument: str = "name") -> str:
+    """The name of a file of ours, which may begin with folders: no part of it leads out of the folder it is for."""
+    if isinstance(value, str) and len(value) <= 200 and re.fullmatch(r"\w[\w. -]*(/\w[\w. -]*)*", value):
+        return value
+    raise ValueError(f"{argument} must be of letters, digits, dots and dashes, with / between, got {describe(value)}")
 
 
 def device(value: Any, argument: str = "device") -> torch.device:

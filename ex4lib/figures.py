@@ -24,7 +24,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
 
-from ex4lib import images
+from ex4lib import checks, images
 from ex4lib.files import environment, figures_folder, write_bytes
 
 #: Pixels per inch of a figure, at least and at most; between them as many as its pictures have.
@@ -146,8 +146,9 @@ def save(
         provenance: config, seed, network names, weight hashes.
 
     Raises:
-        ValueError, TypeError: values that are no JSON, or not finite.
+        ValueError, TypeError: values that are no JSON, or not finite, or a name that leads out of the folder.
     """
+    checks.name(name)
     row = {"caption": caption, "values": values, **provenance, "sha256": content_sha256(figure)}
     row = json.loads(json.dumps(row, allow_nan=False))  # tuples as lists, as the file has them
     photographs = not lossless and any(np.ndim(image.get_array()) == 3 for axes in figure.axes for image in axes.images)

@@ -31,7 +31,7 @@ from filelock import FileLock  # torch and huggingface_hub require it
 from PIL import Image
 from torch import Tensor
 
-from ex4lib import images
+from ex4lib import checks, images
 from ex4lib.files import environment, figures_folder, picture_sha256, remove_leftovers, write_bytes
 
 STORED_SIZE = 256
@@ -80,7 +80,7 @@ def stored(
         "weights": dict(weights or {}),
         "recipe": recipe,
     }
-    key, table = key_of(identity), figures_folder() / "runs" / f"{kind}.jsonl"
+    key, table = key_of(identity), figures_folder() / "runs" / f"{checks.name(kind, 'kind')}.jsonl"
     sys.audit("experiments.store.stored", f"{kind}/{key}")  # heard by who wants to know what is used: see `prune`
     fresh = os.environ.get("EX4_STORE") == "ignore" and (table, key) not in _computed
     run = None if fresh else _recalled(table, key)

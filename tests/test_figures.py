@@ -208,3 +208,13 @@ def test_long_row_labels_do_not_shrink_the_pictures():
         figure.draw_without_rendering()
         width = figure.axes[0].get_window_extent().width / figure.dpi
         assert width == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/x", "", ".", "..", ".hidden", "a//b", "a/", "a\\b", "a\n", None]
+)
+def test_no_figure_is_written_outside_of_its_folder(folder, plot, name):
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(ValueError, match="name must be of letters"):
+        figures.save(plot, name, caption="a")
+    assert sorted(folder.parent.rglob("*")) == before

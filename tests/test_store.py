@@ -281,3 +281,10 @@ def test_runs_that_nothing_asks_for_are_deleted(store, compute):
     (store / "kind" / "orphan.jpg").write_bytes(b"left by a process that was killed before it wrote the row")
     assert len(store_module.prune([f"kind/{kept}"])) == 3
     assert file_names(store) == [".lock", f"{kept}.jpg", "kind.jsonl"] and key(store) == kept
+
+
+@pytest.mark.parametrize("kind", ["../x", "a/../../x", "/x", "", "..", "a\0"])
+def test_no_run_is_kept_outside_of_the_store(store, compute, kind):
+    with pytest.raises(ValueError, match="kind must be of letters"):
+        store_module.stored(kind, {}, compute)
+    assert not compute.calls
