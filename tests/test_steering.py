@@ -307,3 +307,28 @@ def test_the_copy_of_the_decoder_is_made_once_and_only_of_the_decoder(vgg, style
         call(pipe)
     assert len(copied) == 2
     vgg.double()
+
+
+def test_a_sample_that_is_not_finite_ends_the_drawing_at_its_step(stable, vgg, style):
+    seen = []
+    with (
+        pytest.raises(ValueError, match=r"the sample is not finite after step 2 of 4 \(timestep"),
+        guided(stable, style, features=vgg, guidance=Guidance(scale=1e308, unit="raw"), on_step=seen.append),
+    ):
+        call(stable)
+    assert len(seen) < STEPS and untouched(stable)
+
+
+@pytest.mark.parametrize("unit", ["noise", "correction"])
+def test_a_scale_that_leaves_nothing_of_the_model_is_refused(unit):
+    with pytest.raises(ValueError, match=r"style_scale must be a finite number from 0 to 1000, got 1e\+30"):
+        Guidance(scale=1e30, method="clean", unit=unit)
+    assert Guidance(scale=1e30, unit="raw").scale == 1e30  # its unit depends on the loss
+
+
+def test_an_objective_without_the_picture_is_one_sentence(stable):
+    with (
+        pytest.raises(ValueError, match="the objective does not depend on the image"),
+        guided(stable, lambda image: torch.ones(len(image))),
+    ):
+        call(stable)

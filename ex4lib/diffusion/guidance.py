@@ -43,6 +43,9 @@ METHODS = ("noise", "mean", "sample", "clean", "both", "noisy")
 THROUGH = ("noise", "mean", "sample", "both")
 UNITS = ("noise", "raw", "correction")
 CLIPPING = ("scheduler", "first", "never")
+#: The largest scale but for the unit ``"raw"``: beside a shift a thousand times its size, half precision, whose numbers
+#: have 11 bits, loses the prediction itself, and nothing is left of the picture.
+MOST_SCALE = 1000.0
 #: Units without a meaning of their own: a shift of ε by its rms forgets what ``mean`` and ``sample`` multiply it with.
 MEANINGLESS = (("mean", "noise"), ("sample", "noise"), ("mean", "correction"))
 
@@ -108,7 +111,7 @@ class Guidance:
         if (self.method, self.unit) in MEANINGLESS:
             units = [unit for unit in UNITS if (self.method, unit) not in MEANINGLESS]
             raise ValueError(f"method {self.method!r} has the unit {' or '.join(units)}, got {self.unit!r}")
-        checks.values(self.scales, "style_scale", low=0)
+        checks.values(self.scales, "style_scale", low=0, high=math.inf if self.unit == "raw" else MOST_SCALE)
         for name in ("window", "recurrence_window"):
             pair = checks.interval(getattr(self, name), name)
             if {type(number) for number in getattr(self, name)} - {int, float}:  # stored runs tell 0 from 0.0
@@ -351,6 +354,8 @@ def gradient(loss: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, T
         if values.shape != leaf.shape[:1]:
             shape = tuple(values.shape)
             raise ValueError(f"an objective must give one loss per image, {leaf.shape[0]} here, got {shape}")
+        if not values.requires_grad:
+            raise ValueError("the objective does not depend on the image")
         (slope,) = torch.autograd.grad(values.sum(), leaf)
     return values.detach(), slope
 

@@ -33,7 +33,7 @@ from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
 from ex4lib.diffusion.process import Level
-from ex4lib.diffusion.sampling import Step, plain
+from ex4lib.diffusion.sampling import Step, is_due, plain
 from ex4lib.features import VGG
 from ex4lib.losses import Objective, style_terms
 from ex4lib.statistics import Statistic, at_least_float32
@@ -362,6 +362,9 @@ class _Session:
             self.trace.rows.append(row)
         result = original(model_output, timestep, sample, *rest, **options)
         self.steps += 1
+        moved, total = result[0], len(self.times)
+        if is_due(moved.device, index, total) and not moved.isfinite().all():
+            raise ValueError(f"the sample is not finite after step {index + 1} of {total} (timestep {number})")
         if self.on_step is not None:
             self._tell(index, number, level, model_output, sample, clean, row, result)
         self.began = None
