@@ -10,7 +10,7 @@ import typer
 from tqdm.auto import tqdm
 
 from ex4lib import cli, files, images, models
-from ex4lib.cli.options import Seed, check_output
+from ex4lib.cli.options import Seed, check_output, within
 from experiments import grading
 
 
@@ -20,11 +20,17 @@ def distil(
     edit_prompt: Annotated[str | None, typer.Option(help="What to make of the source (pds, dds).")] = None,
     src_img: Annotated[str | None, typer.Option(help="The source (pds, dds).")] = None,
     loss: Annotated[str, typer.Option(help="sds, vsd, pds or dds.")] = "sds",
-    guidance_scale: Annotated[float | None, typer.Option(help="Default: the assignment's for this loss.")] = None,
-    step: Annotated[int | None, typer.Option(help="Updates. Default: the assignment's for this loss.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default: the assignment's for this loss.", callback=within())
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Updates. Default: the assignment's for this loss.", callback=within(1))
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Default: 'low quality' in the full profile.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
-    every: Annotated[int, typer.Option(help="Also keep a picture every so many steps; 0 for none.")] = 0,
+    every: Annotated[
+        int, typer.Option(help="Also keep a picture every so many steps; 0 for none.", callback=within(0))
+    ] = 0,
     seed: Seed = 0,
 ) -> None:
     """Optimise latents by a diffusion model's score: the KAIST assignment's main.py.
@@ -35,7 +41,9 @@ def distil(
     from experiments.assignment import check_request, distil_prompt
 
     target = output / grading.file_name(edit_prompt or prompt)
-    check_output(target)
+    check_output(target, inputs=[src_img])
+    if every:
+        check_output(_kept(target, step or 0))
     check_request(loss, src_img is not None, edit_prompt is not None)
     source = None if src_img is None else images.load(src_img)
     if negative_prompt is None:
@@ -57,12 +65,17 @@ def distil(
         bar = bar or tqdm(total=update.total, unit="update")
         bar.update()
         if every and update.index % every == 0:
-            images.save(update.image.cpu(), output / "steps" / f"{target.stem}-{update.index:04d}.png")
+            images.save(update.image.cpu(), _kept(target, update.index))
     bar.close()
     config = {"prompt": prompt, "edit_prompt": edit_prompt, "source": src_img, "loss": loss, "seed": seed}
     config |= {"guidance_scale": guidance_scale, "steps": update.total, "negative_prompt": negative_prompt}
     images.save(update.image.cpu(), target, metadata={"ex4lib": json.dumps(config)})
     typer.echo(f"{target}: {update.total} updates")
+
+
+def _kept(target: Path, index: int) -> Path:
+    """Where the picture of an update is kept."""
+    return target.parent / "steps" / f"{target.stem}-{index:04d}.png"
 
 
 def evaluate(
@@ -71,6 +84,7 @@ def evaluate(
 ) -> None:
     """Score pictures against the prompts in their names; writes FOLDER/eval.json: the assignment's eval.py."""
     grading.pictures_in(folder)  # before the judge is loaded
+    check_output(folder / grading.SCORES, (".json",))
     name = models.source("judge", judge)
     found = grading.evaluate_folder(folder, models.judge(judge), name=name)
     for prompt, score in found["scores"].items():
@@ -90,7 +104,8 @@ def sweep(
     """
     from experiments import sweeps
 
-    check_output(output, (".csv",))
+    check_output(output, (".csv",), inputs=[str(config)])
+    check_output(files.figures_folder() / "runs" / "drawn.jsonl", (".jsonl",))
     rows = sweeps.sweep(sweeps.read(config))
     if sweeps.processes().is_main_process:
         images.write_bytes(output, sweeps.table(rows).encode())

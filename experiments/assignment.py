@@ -62,6 +62,7 @@ def distil_prompt(
     check_request(loss, source is not None, source_prompt is not None)
     scale, count = ASSIGNMENT[loss]
     scale = scale if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
+    steps = count if steps is None else checks.integer(steps, "steps", low=1)
     prompts, of_rule, options = checks.prompts(prompt), *split_options(loss, options)
     generator = torch.Generator().manual_seed(checks.seed(seed))
     conditions = {"negative_prompt": negative_prompt, "guidance_scale": scale}
@@ -80,7 +81,6 @@ def distil_prompt(
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
         start = torch.randn(len(prompts), channels, side, side, generator=generator).to(pipe.device)
         rule = RULES[loss](denoiser, pipe.scheduler, **of_rule)
-    steps = count if steps is None else steps
     return distil(rule, Canvas(start), denoiser.space, steps=steps, generator=generator, **options)
 
 

@@ -14,6 +14,8 @@ from ex4lib.judge import Judge
 
 #: The judge of the assignment.
 ASSIGNMENT_JUDGE = "clip-vit-base-patch32"
+#: The file that a folder's scores are written to.
+SCORES = "eval.json"
 
 
 def file_name(prompt: str) -> str:
@@ -59,5 +61,5 @@ def evaluate_folder(folder: Path, judge: Judge, *, name: str) -> dict:
     mean = sum(scores.values()) / len(scores)
     graded = Path(name).name == ASSIGNMENT_JUDGE
     found = {"scores": scores, "score": round(mean, 4), "judge": name, "points": points(mean) if graded else None}
-    write_json(folder / "eval.json", found)
+    write_json(folder / SCORES, found)
     return found

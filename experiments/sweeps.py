@@ -69,7 +69,7 @@ class Sweep:
                 raise ValueError(f"{name} must be a name, got {checks.describe(getattr(self, name))}")
         for loss in self.style_losses:
             checks.choice(loss, "each of style_losses", STATISTICS)
-        checks.values(self.style_scales, "style_scales", low=0)
+        dataclasses.replace(PRESETS[self.preset], scale=max(checks.values(self.style_scales, "style_scales", low=0)))
         for seed in self.seeds:
             checks.seed(seed, "each of seeds")
 
@@ -101,6 +101,8 @@ def read(path: str | Path) -> Sweep:
     """
     try:
         found = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {str(path)!r}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from None
     known = {field.name: field for field in dataclasses.fields(Sweep)}
@@ -140,11 +142,15 @@ def sweep(grid: Sweep) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV."""
+    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers do not."""
+
+    def cell(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value
+
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import typer
 from PIL import Image
 
 from ex4lib import cli, images, models, transfer
+from experiments.__main__ import app as experiments_app
+from experiments.__main__ import distil, evaluate, sweep
 
 COMMANDS = {"stylize": transfer.stylize_steps, "invert": transfer.invert_steps, "texture": transfer.synthesize_steps}
 
@@ -161,7 +164,7 @@ TEXTURE = ["texture", "hokusai-poppies", "--size", 32]
         ([*INVERT, "--layer", "relu9_1"], "vgg16 has no layer 'relu9_1'"),
         ([*INVERT, "--layer", "pool5", "--size", 16], "needs at least 32 x 32 pixels"),
         ([*INVERT, "--size", 0], "size must be at least 1"),
-        ([*INVERT, "--tv-weight", "-1"], "the weight of tv must be"),
+        ([*INVERT, "--tv-weight", "-1"], "tv_weight must be a finite number of at least 0"),
         ([*INVERT, "--evaluations", 0], "evaluations must be at least 1"),
         ([*INVERT, "--start", "nothing.png"], "there is no file 'nothing.png'"),
         ([*TEXTURE, "--layers", "relu1_1,relu_99"], "vgg16 has no layer 'relu_99'"),
@@ -169,6 +172,8 @@ TEXTURE = ["texture", "hokusai-poppies", "--size", 32]
         ([*TEXTURE, "--size", "-1"], "size must be at least 1"),
         ([*STYLIZE, "--size", 64, "--style-weight", "-1"], "must be a finite number of at least 0, got"),
         ([*STYLIZE, "--size", 64, "--style-weight", "nan"], "must be a finite number of at least 0, got nan"),
+        ([*STYLIZE, "--style-weights", "1,2"], "style_weights must be 1 finite weights"),
+        ([*STYLIZE, "--style-weights", "0"], "style_weights must be 1 finite weights of at least 0, not all 0"),
         ([*STYLIZE, "--size", 64, "--keep-colour", "yes"], "keep_colour must be"),
         ([*STYLIZE, "--size", 64, "--optimiser", "sgd"], "optimiser must be lbfgs or adam"),
         ([*STYLIZE, "--size", 64, "--stroke-scale", "0"], "stroke_scale must be a finite number above 0"),
@@ -200,6 +205,69 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(run, tmp_pa
     (tmp_path / "text.txt").write_text("")
     code, _, err = run(*INVERT, "-o", tmp_path / output)
     assert code == 1 and err.startswith("ex4lib: the output") and len(err.strip().splitlines()) == 1
+
+
+def numeric_options():
+    for app, commands in ((cli.app, cli.COMMANDS), (experiments_app, (distil, evaluate, sweep))):
+        for command in commands:
+            for name, kind in typing.get_type_hints(command).items():
+                for number in {int, float} & {kind, *typing.get_args(kind)}:
+                    yield app, command.__name__, name, number
+
+
+def test_there_are_numeric_options():
+    assert len(list(numeric_options())) >= 25
+
+
+@pytest.mark.parametrize(("app", "command", "name", "kind"), numeric_options())
+def test_a_number_outside_its_range_is_refused_before_any_work(monkeypatch, capsys, app, command, name, kind):
+    """Every number of every command: one sentence that names it, whatever else is on the line."""
+
+    def refuse(*_, **__):
+        raise AssertionError("work was begun")
+
+    for begun in ("features", "source", "judge"):
+        monkeypatch.setattr(models, begun, refuse)
+    monkeypatch.setattr(images, "load", refuse)
+    needed = {"distil": ["--prompt", "a cat", "-o", "no/folder"], "guide": ["a cat", "chelsea", "-o", "no/a.png"]}
+    needed |= {"stylize": ["a.png", "b.png", "-o", "no/a.png"]}
+    arguments = needed.get(command, ["a.png", "-o", "no/a.png"])
+    values = ["-1", "99999999999999999999999"] if kind is int else ["nan", "inf", "-inf", "1e400"]
+    bounded = {"stroke_scale": "0", "strength": "1.5", "eta": "2", "steps": "0", "step": "0", "seconds": "-5"}
+    values += [bounded[name]] if name in bounded else []
+    values = values[:1] + values[2:] if name in ("evaluations", "tile", "every", "step") else values
+    for value in values:
+        option = f"--{name.replace('_', '-')}={value}"
+        monkeypatch.setattr(sys, "argv", ["program", command, *arguments, option])
+        with pytest.raises(SystemExit) as end:
+            cli.main(app)
+        err = capsys.readouterr().err
+        assert end.value.code == 1 and f"{name} must be" in err and err.count("\n") == 1, (option, err)
+
+
+def test_an_interrupted_folder_loses_no_picture_and_computes_none_twice(run, tmp_path, monkeypatch):
+    for number in range(4):
+        images.save(torch.full((1, 3, 8, 8), number / 4), tmp_path / "in" / f"{number}.png")
+    painted = []
+
+    def stylize(network, photo, paintings, **options):
+        painted.append(photo.mean().item())
+        return transfer.Result(photo, 1.0, [1.0], {}, 0.1, [], interrupted=len(painted) == 2)
+
+    monkeypatch.setattr(transfer, "stylize", stylize)
+    arguments = ["stylize", tmp_path / "in", "hokusai-poppies", "-o", tmp_path / "out", "--size", 8]
+    assert run(*arguments)[0] == 130
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
+    first = (tmp_path / "out" / "0.png").stat().st_mtime_ns
+    code, out, _ = run(*arguments)
+    assert code == 0 and out.count("finished before") == 1 and len(painted) == 2 + 3
+    assert (tmp_path / "out" / "0.png").stat().st_mtime_ns == first
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{number}.png" for number in range(4)]
+
+
+def test_an_error_of_the_system_is_a_sentence():
+    error = FileNotFoundError(2, "No such file or directory", "a.yaml")
+    assert cli.batch.reason(error) == "'a.yaml' cannot be read or written: no such file or directory"
 
 
 def test_missing_weights_are_one_sentence(run, tmp_path, monkeypatch):

@@ -48,6 +48,20 @@ def test_guide_draws_and_remembers_how(run, folder, tmp_path):
     assert output.read_bytes() != first
 
 
+def test_an_empty_prompt_draws_a_picture_of_anything(run, folder, tmp_path):
+    code, out, err = run("guide", "", "chelsea", "-o", tmp_path / "x.png", "--model", folder, "--steps", "2")
+    assert code == 0 and "2 guided steps" in out, err
+
+
+def test_a_sweep_looks_at_the_folder_of_runs_before_it_draws(run, tmp_path, monkeypatch):
+    (tmp_path / "figures").write_text("no folder")
+    monkeypatch.setenv("EX4_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setattr("ex4lib.diffusion.pipelines.stable_diffusion", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "sweep.yaml").write_text("prompts: [a cat]\nstyles: [chelsea]\n")
+    code, _, err = run("sweep", tmp_path / "sweep.yaml", "-o", tmp_path / "x.csv")
+    assert code == 1 and "drawn.jsonl' cannot be written there" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("extra", "shape"),
     [
@@ -134,6 +148,11 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
         ([*GUIDE, "--seed", "99999999999999999999"], "seed must be at most"),
         ([*GUIDE, "--eta", "3"], "eta must be a finite number from 0 to 1, got 3.0"),
         ([*GUIDE, "--style-scale", "1e400"], "style_scale must be a finite number"),
+        ([*GUIDE, "--style-scale", "1e30"], "style_scale must be a finite number from 0 to 1000, got 1e+30"),
+        ([*GUIDE, "--style-weights", "1,2"], "style_weights must be 1 finite weights"),
+        ([*GUIDE, "--style-loss", "grams"], "style_loss must be gram"),
+        ([*GUIDE, "--regions", "a.png,b.png"], "regions must be one per style: 1 styles, 2 masks"),
+        (["guide", " ", *GUIDE[2:]], "prompt must hold words, or be empty for a picture of anything, got ' '"),
         ([*GUIDE, "--guidance-scale", "nan"], "guidance_scale must be a finite number"),
         ([*GUIDE, "--mask", "x.png"], "--mask needs --image"),
         ([*GUIDE, "--image", "chelsea", "--strength", "0"], "strength must be a finite number above 0"),
@@ -146,11 +165,22 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
         ),
         (["distil", "--prompt", "a cat", "-o", "x", "--loss", "xds"], "loss must be sds, vsd, pds or dds, got 'xds'"),
         (["evaluate", "."], "there are no .png pictures"),
+        (["evaluate", "taken"], "cannot be written there"),
+        (["distil", "--prompt", "a cat", "-o", "x", "--step", "0"], "step must be at least 1, got 0"),
+        (["distil", "--prompt", "a cat", "-o", "x", "--guidance-scale", "inf"], "guidance_scale must be a finite"),
+        (["distil", "--prompt", "a" * 249, "-o", "x", "--every", "1"], "file systems take at most 255"),
+        (["distil", "--prompt", "a cat", "-o", "sweep.yaml"], "cannot be written there"),
+        (["sweep", "missing.yaml", "-o", "x.csv"], "there is no file 'missing.yaml'"),
+        (["sweep", "taken", "-o", "x.csv"], "'taken' cannot be read or written: is a directory"),
+        (["sweep", "sweep.yaml", "-o", "sweep.yaml/x.csv"], "cannot be written there"),
     ],
 )
 def test_a_mistake_is_one_sentence(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ex4lib.diffusion.pipelines.stable_diffusion", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr(models, "judge", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "taken" / "eval.json").mkdir(parents=True)
+    (tmp_path / "taken" / "a cat.png").write_bytes(b"")
+    (tmp_path / "sweep.yaml").write_text("prompts: [a cat]\nstyles: [chelsea]\n")
     code, _, err = run(*arguments)
     assert code == 1 and message in err and err.count("\n") == 1, err

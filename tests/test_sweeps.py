@@ -1,6 +1,7 @@
 """Sweeps: the grid, the store, mistakes in the file, and two processes against one."""
 
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def _counted(counted, compute):
         ({"style_scales": [float("nan")]}, "style_scales must be a finite number"),
         ({"style_losses": [["gram"]]}, "each of style_losses must be"),
         ({"model": 3}, "model must be a name"),
+        ({"style_scales": [0, 1e30]}, r"style_scale must be a finite number from 0 to 1000, got 1e\+30"),
+        ({"prompts": ["a cat", " "]}, "prompts must hold words"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path, change, message):
@@ -89,6 +92,13 @@ def test_a_mistake_in_the_file_is_one_sentence(tmp_path, change, message):
     path.write_text(yaml.safe_dump(GRID | change))
     with pytest.raises(ValueError, match=message):
         sweeps.read(path)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", " =1", "\t=1", "\uff1d1", "-a cat"])
+def test_no_text_of_a_table_is_a_formula(text):
+    row = {"prompt": text, "style": "chelsea", "style_scale": -0.5, "seed": -1}
+    (read,) = csv.DictReader(io.StringIO(sweeps.table([row])))
+    assert read == {"prompt": f"'{text}", "style": "chelsea", "style_scale": "-0.5", "seed": "-1"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ for command in COMMANDS:
     app.command()(interruptible(command))
 
 
-def main(commands: typer.Typer = app, name: str = "ex4lib") -> None:
+def main(commands: Callable = app, name: str = "ex4lib") -> None:
     """Run the command line; a mistake in its arguments is one sentence and exit code 1."""
     try:
         commands()

@@ -123,6 +123,8 @@ def run(
 def reason(error: BaseException) -> str:
     """An error as one line; too little memory, which torch reports as a RuntimeError, with what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{str(error.filename)[:200]!r} cannot be read or written: {error.strerror.lower()}"
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
         return "the memory is too small for this: choose a smaller --size, or --tile 512"
     return text

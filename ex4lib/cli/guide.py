@@ -26,30 +26,39 @@ from ex4lib.cli.options import (
     numbers,
     parts,
     preview_callback,
+    region_masks,
+    within,
 )
+from ex4lib.statistics import STATISTICS
 
 
 def guide(
-    prompt: Annotated[str, typer.Argument(help="What to draw; the style comes from the painting.")],
+    prompt: Annotated[str, typer.Argument(help='What to draw in the painting\'s style; "" leaves it open.')],
     style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
     output: Output,
-    style_scale: Annotated[float | None, typer.Option(help="Strength; 0 is unguided. Default: the preset's.")] = None,
+    style_scale: Annotated[
+        float | None, typer.Option(help="Strength; 0 is unguided. Default: the preset's.", callback=within(0))
+    ] = None,
     style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
     regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
     style_loss: StyleLoss = "gram",
     preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", callback=within(1, 1000))] = 30,
     size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels. Default: the model's.")] = None,
-    count: Annotated[int, typer.Option(help="Pictures to draw, with seeds that count up.")] = 1,
+    count: Annotated[int, typer.Option(help="Pictures to draw, with seeds that count up.", callback=within(1, 64))] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Class of diffusers, such as DDIM or EulerDiscrete.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.", callback=within())
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What not to draw.")] = "",
     image: Annotated[str | None, typer.Option(help="A picture to start from (image to image).")] = None,
-    strength: Annotated[float, typer.Option(help="How much of the picture is drawn anew, up to 1.")] = 0.6,
+    strength: Annotated[
+        float, typer.Option(help="How much of the picture is drawn anew, up to 1.", callback=within(high=1, above=0))
+    ] = 0.6,
     mask: Annotated[str | None, typer.Option(help="The part of the picture that is drawn anew (inpainting).")] = None,
-    eta: Annotated[float, typer.Option(help="Noise of DDIM's steps: 0 none, 1 as DDPM.")] = 0.0,
+    eta: Annotated[float, typer.Option(help="Noise of DDIM's steps: 0 none, 1 as DDPM.", callback=within(0, 1))] = 0.0,
     model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
     network: Network = None,
     seed: Seed = 0,
@@ -65,21 +74,23 @@ def guide(
     names = ("prompt", "style", "style_loss", "style_weights", "regions", "scheduler", "image", "mask", "strength")
     given = locals()
     record = {name: given[name] for name in names} | {"model": model or models.source("stable-diffusion")}
-    count, seed = checks.integer(count, "count", low=1, high=64), checks.seed(seed)
+    checks.prompts(prompt)
     inputs = [*style, *(parts(regions, "regions") or []), image, mask]
     paths = _paths(output, count, inputs)
-    call = {"num_inference_steps": checks.integer(steps, "steps", low=1, high=1000), "negative_prompt": negative_prompt}
-    scale = models.guidance_scale() if guidance_scale is None else checks.number(guidance_scale, "guidance_scale")
+    call = {"num_inference_steps": steps, "negative_prompt": negative_prompt}
+    scale = models.guidance_scale() if guidance_scale is None else guidance_scale
     call |= {"guidance_scale": scale, "num_images_per_prompt": count}
-    call |= {"eta": checks.fraction(eta, "eta")} if eta else {}
+    call |= {"eta": eta} if eta else {}
     checks.choice(preset, "preset", guidance.PRESETS)
+    checks.choice(style_loss, "style_loss", STATISTICS)
+    shares, masks = numbers(style_weights, "style_weights"), region_masks(regions, "regions", len(style))
+    checks.weights(shares, len(style), "style_weights")
     changes = {"ramp": ramp, "window": window and checks.interval(numbers(window, "window"), "window")}
     settings = guidance.settings(preset, style_scale=style_scale, **changes)
     paintings = [images.load(name) for name in style]
-    masks = None if regions is None else [images.mask(name, "regions") for name in parts(regions, "regions")]
     call |= _inputs(image, mask, strength, _size(size))
     pipe = _pipeline(model, image, mask, scheduler, call)
-    options = {"style_weights": numbers(style_weights, "style_weights"), "regions": masks, "style_loss": style_loss}
+    options = {"style_weights": shares, "regions": masks, "style_loss": style_loss}
     options |= {"guidance": settings, "features": network}
     generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
     call |= {"prompt": prompt, "generator": generators}
@@ -152,7 +163,7 @@ def _inputs(image: str | None, mask: str | None, strength: float, size: tuple[in
         return {} if size is None else {"height": size[0], "width": size[1]}
     picture = images.picture(image, "image")
     size = size or tuple(max(8, round(side / 8) * 8) for side in picture.shape[-2:])
-    inputs = {"image": images.resize(picture, size), "strength": checks.number(strength, "strength", above=0, high=1)}
+    inputs = {"image": images.resize(picture, size), "strength": strength}
     if mask is not None:
         inputs |= {"mask_image": images.mask(mask, "mask", size), "height": size[0], "width": size[1]}
     return inputs

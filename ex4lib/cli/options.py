@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ex4lib import images
+from ex4lib import checks, images
 from ex4lib.statistics import STATISTICS
 
 
@@ -20,17 +21,38 @@ def default(function: Callable, name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
+def within(low: float | None = None, high: float | None = None, *, above: float | None = None) -> Callable:
+    """A callback that refuses numbers outside a range, and what is not finite, before the command begins.
+
+    Typer's own ``min`` and ``max`` let nan through and need five lines to say what is wrong.
+    """
+
+    def check(parameter: typer.CallbackParam, value: Any) -> Any:
+        if isinstance(value, int):
+            return checks.integer(value, parameter.name, low=low, high=high)
+        limits = {"low": -math.inf if low is None else low, "high": math.inf if high is None else high, "above": above}
+        return None if value is None else checks.number(value, parameter.name, **limits)
+
+    return check
+
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps all settings).")]
-Evaluations = Annotated[int, typer.Option(help="Forward and backward passes; more is finer and slower.")]
-Seconds = Annotated[float | None, typer.Option(help="Stop after this time with the best picture so far.")]
+Size = Annotated[int, typer.Option(help="Longer side in pixels.", callback=within(1, checks.MAX_SIDE))]
+Evaluations = Annotated[
+    int, typer.Option(help="Forward and backward passes; more is finer and slower.", callback=within(1))
+]
+Seconds = Annotated[
+    float | None, typer.Option(help="Stop after this time with the best picture so far.", callback=within(0))
+]
+Weight = Annotated[float, typer.Option(help="Smoothness; 0 for none.", callback=within(0))]
 Optimiser = Annotated[str, typer.Option(help="lbfgs or adam.")]
 Start = Annotated[str, typer.Option(help="content, noise, grey, statistics, or a picture.")]
-Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", callback=within(0, 2**64 - 1))]
 Network = Annotated[str | None, typer.Option(help="vgg19, vgg16 or vgg16-hed; default by EX4_PROFILE.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast.")]
 StyleLoss = Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")]
 Preview = Annotated[Path | None, typer.Option(help="Picture file that is rewritten every two seconds meanwhile.")]
-Quality = Annotated[int, typer.Option(help="1 to 100, of .jpg and .webp files.")]
+Quality = Annotated[int, typer.Option(help="1 to 100, of .jpg and .webp files.", callback=within(1, 100))]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
@@ -87,3 +109,11 @@ def numbers(text: str | None, argument: str, kind: type = float) -> list | None:
     except ValueError:
         name = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"{argument} must be {name} with commas between them, got {text!r}") from None
+
+
+def region_masks(text: str | None, argument: str, count: int) -> list | None:
+    """The masks of a list of files; ``none`` is no mask."""
+    names = parts(text, argument)
+    if names is not None and len(names) != count:
+        raise ValueError(f"{argument} must be one per style: {count} styles, {len(names)} masks")
+    return names and [None if name == "none" else images.mask(name, argument) for name in names]

@@ -22,15 +22,19 @@ from ex4lib.cli.options import (
     Quality,
     Seconds,
     Seed,
+    Size,
     Start,
     StyleLoss,
+    Weight,
     check_output,
     default,
     numbers,
     parts,
     preview_callback,
+    region_masks,
+    within,
 )
-from ex4lib.optimisation import Result
+from ex4lib.optimisation import RATES, Result
 from ex4lib.transfer import DEFAULT, invert_steps, stylize_steps, synthesize_steps
 
 
@@ -41,18 +45,22 @@ def stylize(
     style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
     regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
     style_masks: Annotated[str | None, typer.Option(help="Masks of the paintings, one per style, or none.")] = None,
-    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(stylize_steps, "size"),
+    size: Size = default(stylize_steps, "size"),
     scales: Annotated[str | None, typer.Option(help="Longer sides from coarse to fine, such as 128,256.")] = None,
     layers: Annotated[str, typer.Option(help="Style layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
-    tile: Annotated[int, typer.Option(help="See large pictures in tiles of this side; 0 for whole.")] = 0,
+    tile: Annotated[
+        int, typer.Option(help="See large pictures in tiles of this side; 0 for whole.", callback=within(0))
+    ] = 0,
     style_loss: StyleLoss = DEFAULT.style_loss,
-    style_weight: Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.")] = DEFAULT.style_weight,
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = DEFAULT.tv_weight,
+    style_weight: Annotated[
+        float, typer.Option(help="1 is balanced; 0.2 is faint.", callback=within(0))
+    ] = DEFAULT.style_weight,
+    tv_weight: Weight = DEFAULT.tv_weight,
     evaluations: Evaluations = default(stylize_steps, "evaluations"),
     seconds: Seconds = None,
-    stroke_scale: Annotated[float, typer.Option(help="Larger gives larger strokes.")] = default(
-        stylize_steps, "stroke_scale"
-    ),
+    stroke_scale: Annotated[
+        float, typer.Option(help="Larger gives larger strokes.", callback=within(above=0))
+    ] = default(stylize_steps, "stroke_scale"),
     keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = default(stylize_steps, "keep_colour"),
     keep_alpha: Annotated[bool, typer.Option("--keep-alpha", help="Keep the photograph's transparency.")] = False,
     start: Start = default(stylize_steps, "start"),
@@ -76,13 +84,14 @@ def stylize(
     if keep_alpha and any(path.suffix.lower() in (".jpg", ".jpeg") for path in paths):
         raise ValueError("--keep-alpha needs a .png, .webp or .tif output: JPEG has no transparency")
     recipe = _recipe(layers, tile, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
-    checks.integer(quality, "quality", low=1, high=100)
-    options = {"recipe": recipe, "size": checks.size(size), "scales": numbers(scales, "scales", int)}
+    checks.choice(keep_colour, "keep_colour", transfer.COLOURS)
+    options = {"recipe": recipe, "size": size, "scales": numbers(scales, "scales", int)}
     options |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
     options |= {"keep_colour": keep_colour, "style_weights": numbers(style_weights, "style_weights")}
+    checks.weights(options["style_weights"], len(styles), "style_weights")
     paintings = [images.load(source) for source in styles]
-    masks = {"regions": _masks(regions, "regions", len(styles))}
-    masks["style_masks"] = _masks(style_masks, "style_masks", len(styles))
+    masks = {"regions": region_masks(regions, "regions", len(styles))}
+    masks["style_masks"] = region_masks(style_masks, "style_masks", len(styles))
     settings = {"style": styles, "style_sha256": [files.picture_sha256(painting) for painting in paintings]}
     for name, given in masks.items():
         settings[name] = given and [mask if mask is None else files.picture_sha256(mask) for mask in given]
@@ -100,8 +109,8 @@ def invert(
     target: Annotated[str, typer.Argument(help="The picture whose features are inverted.")],
     output: Output,
     layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or 21.")] = "relu3_1",
-    size: Annotated[int, typer.Option(help="Longer side in pixels.")] = default(stylize_steps, "size"),
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(invert_steps, "tv_weight"),
+    size: Size = default(stylize_steps, "size"),
+    tv_weight: Weight = default(invert_steps, "tv_weight"),
     evaluations: Evaluations = default(invert_steps, "evaluations"),
     seconds: Seconds = None,
     start: Start = default(invert_steps, "start"),
@@ -124,7 +133,7 @@ def invert(
         {"layer": layer, "size": size, **options},
         lambda vgg, picture, **shared: transfer.invert(vgg, picture, name, **options, **shared),
         shared=(start, network, precision, seed, preview),
-        size=checks.size(size),
+        size=size,
         quality=quality,
     )
 
@@ -133,9 +142,11 @@ def texture(
     style: Annotated[str, typer.Argument(help="The picture whose texture is made anew.")],
     output: Output,
     layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
-    size: Annotated[int, typer.Option(help="Side of the square texture in pixels.")] = default(stylize_steps, "size"),
+    size: Annotated[
+        int, typer.Option(help="Side of the square texture in pixels.", callback=within(1, checks.MAX_SIDE))
+    ] = default(stylize_steps, "size"),
     style_loss: StyleLoss = default(synthesize_steps, "style_loss"),
-    tv_weight: Annotated[float, typer.Option(help="Smoothness; 0 for none.")] = default(synthesize_steps, "tv_weight"),
+    tv_weight: Weight = default(synthesize_steps, "tv_weight"),
     evaluations: Evaluations = default(synthesize_steps, "evaluations"),
     seconds: Seconds = None,
     start: Start = default(synthesize_steps, "start"),
@@ -150,7 +161,7 @@ def texture(
 
     Example: python -m ex4lib texture van-gogh-village-street-in-auvers --layers relu1_1,relu2_1 -o texture.png
     """
-    options = {"size": checks.size(size), "style_loss": style_loss, "tv_weight": tv_weight}
+    options = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight}
     options |= {"evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
     names = checks.names(layers, "layers")
     _run(
@@ -169,7 +180,7 @@ def _recipe(layers: str, tile: int, **weights) -> transfer.Recipe:
     recipe = dataclasses.replace(DEFAULT, **weights)
     if layers != ",".join(DEFAULT.style_layers):
         recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
-    if checks.integer(tile, "tile", low=0):
+    if tile:
         fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
         recipe = tiles.TiledRecipe(**fields, tile=checks.size(tile, "tile", multiple=tiles.ALIGNMENT))
     return recipe
@@ -187,7 +198,7 @@ def _run(
 ) -> None:
     start, network, precision, seed, preview = shared
     begin = start if start in transfer.STARTS else images.load(start)
-    checks.seed(seed)
+    checks.choice(settings["optimiser"], "optimiser", RATES)
     for path in paths:
         check_output(path, inputs=[*sources, *inputs, start])
     callback = preview_callback(preview, inputs=[*sources, *inputs, start])
@@ -202,11 +213,3 @@ def _run(
         return recipe(vgg, picture, start=begin, generator=generator, progress=progress, callback=callback)
 
     batch.run(sources, paths, settings, one, **saving)
-
-
-def _masks(text: str | None, argument: str, count: int) -> list | None:
-    """The masks of a list of files; ``none`` is no mask."""
-    names = parts(text, argument)
-    if names is not None and len(names) != count:
-        raise ValueError(f"{argument} must be one per style: {count} styles, {len(names)} masks")
-    return names and [None if name == "none" else images.mask(name, argument) for name in names]
