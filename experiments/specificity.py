@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ex4lib import images, models
+from ex4lib import checks, cli, images, models
+from ex4lib.cli.options import PICTURES, check_output
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.guidance import DEFAULT, Guidance
 from ex4lib.features import VGG
@@ -304,13 +305,20 @@ def _settings(arguments: argparse.Namespace) -> list[Setting]:
 def main() -> None:
     """Search over the settings of the command line."""
     arguments = _arguments()
+    settings = _settings(arguments)
+    for name in ("steps", "seeds", "batch"):
+        checks.integer(getattr(arguments, name), name, low=1)
+    checks.seed(arguments.first_seed, "first_seed")
+    for output, endings in ((arguments.json, (".json",)), (arguments.sheet, PICTURES)):
+        if output is not None:
+            check_output(output, endings)
     pipe = text_to_image(arguments.model)
     shared = {"judges": Judges.default(), "features": models.features(precision=arguments.precision)}
     shared["batch"] = arguments.batch
     sets = (REPORT_PAINTINGS, REPORT_PROMPTS) if arguments.report else (CHOICE_PAINTINGS, CHOICE_PROMPTS)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     rows = []
-    for setting, row in search(pipe, _settings(arguments), *sets, seeds, **shared):
+    for setting, row in search(pipe, settings, *sets, seeds, **shared):
         rows.append((setting, row))
         print(named(setting), *(f"{name} {value:.3g}" for name, value in row.items()), sep=" | ", flush=True)
         if arguments.json:
@@ -325,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.main(main, "experiments.specificity")

@@ -353,3 +353,32 @@ def test_a_step_of_each_recipe_lowers_the_loss_of_its_batch(name, scenes, monkey
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     assert recipe.loss(net, batch) < before
+
+
+def test_evaluation_looks_at_its_files_before_it_begins(tmp_path, monkeypatch):
+    from training import evaluate
+
+    (tmp_path / "mini-judge" / "evaluation.json").mkdir(parents=True)
+    monkeypatch.setattr(evaluate, "MODELS", tmp_path)
+    monkeypatch.setattr(evaluate, "Pictures", lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match=r"evaluation\.json' cannot be written there"):
+        evaluate.evaluate()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "--only", "../x"],
+        ["mini-sd", "--steps", "-1"],
+        ["mini-sd", "--minutes", "-5"],
+        ["pictures", "--workers", "0"],
+        ["pictures", "--chunk", "0"],
+    ],
+)
+def test_options_of_training_outside_their_range_are_refused(monkeypatch, capsys, arguments):
+    for begun in ("train", "prepare", "export"):
+        monkeypatch.setattr(mini, begun, lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(sys, "argv", ["mini", *arguments])
+    with pytest.raises(SystemExit) as end:
+        mini.app()
+    assert end.value.code == 2 and "Invalid value" in capsys.readouterr().err

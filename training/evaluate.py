@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, StableDiffusionPipeline, UNet
 from matplotlib.figure import Figure
 
 from ex4lib import figures, images, models
+from ex4lib.cli.options import check_output
 from ex4lib.judge import Judge
 from experiments import measures, metrics
 
@@ -274,9 +275,11 @@ def evaluate(only: str = "") -> None:
 
     if only and only not in EVALUATIONS:
         raise ValueError(f"only must be one of {', '.join(EVALUATIONS)}, not {only!r}.")
+    chosen = [name for name in [only] if only] or [name for name in EVALUATIONS if (MODELS / name).exists()]
+    for name in chosen:
+        check_output(MODELS / name / "evaluation.json", (".json",))
     device, scenes = models.device(), Pictures("held-out", size=networks.SIZES["vae"])
     judge = Judge(MODELS / "mini-judge", device) if (MODELS / "mini-judge" / "config.json").exists() else None
-    for name in [only] if only else EVALUATIONS:
-        if (MODELS / name).exists():
-            EVALUATIONS[name](judge, scenes, device)
+    for name in chosen:
+        EVALUATIONS[name](judge, scenes, device)
     write_cards([only] if only else EVALUATIONS)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from ex4lib import cli
 from ex4lib.files import cache_dir
 
 from . import networks
@@ -258,21 +259,23 @@ def prepare(workers: int, chunk: int, chunks: int) -> None:
 @app.command()
 def main(
     model: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: pictures, variants, export, evaluate")],
-    minutes: Annotated[float, typer.Option(help="how long to train")] = 10,
+    minutes: Annotated[float, typer.Option(help="how long to train", min=0)] = 10,
     resume: Annotated[bool, typer.Option(help="go on from the checkpoint, else from the committed weights")] = False,
-    steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner")] = 0,
-    until: Annotated[float, typer.Option(help="stop at this Unix time, if that is sooner")] = 0,
-    lr_scale: Annotated[float, typer.Option(help="factor on the learning rate")] = 1.0,
+    steps: Annotated[int, typer.Option(help="stop after so many steps, if that is sooner", min=0)] = 0,
+    until: Annotated[float, typer.Option(help="stop at this Unix time, if that is sooner", min=0)] = 0,
+    lr_scale: Annotated[float, typer.Option(help="factor on the learning rate", min=0)] = 1.0,
     fade: Annotated[bool, typer.Option(help="let the learning rate fade out over the second half")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the network: for long runs")] = False,
     large: Annotated[bool, typer.Option(help="batches that fill an accelerator")] = False,
     deepen: Annotated[Path | None, typer.Option(help="weights of a U-Net with one level less, to begin with")] = None,
     only: Annotated[str, typer.Option(help="export or evaluate only this model")] = "",
-    workers: Annotated[int, typer.Option(help="processes that draw pictures")] = 2,
-    chunk: Annotated[int, typer.Option(help="scenes in a chunk")] = CHUNK,
-    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most")] = 100,
+    workers: Annotated[int, typer.Option(help="processes that draw pictures", min=1)] = 2,
+    chunk: Annotated[int, typer.Option(help="scenes in a chunk", min=1)] = CHUNK,
+    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most", min=1)] = 100,
 ) -> None:
     """Train, export or evaluate the embedded models."""
+    if only and only not in RECIPES:
+        raise typer.BadParameter(f"--only {only!r} is not one of {', '.join(RECIPES)}.")
     if model == "pictures":
         prepare(workers, chunk, chunks)
     elif model == "variants":
@@ -294,4 +297,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    cli.main(app, "training.mini")

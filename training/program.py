@@ -21,6 +21,9 @@ from typing import Annotated
 import torch
 import typer
 
+from ex4lib import cli
+from ex4lib.cli.options import check_output
+
 from . import networks
 from .export import export
 from .mini import SCENES, Budget, checkpoint_path, train
@@ -70,14 +73,15 @@ def pack(output: Path) -> list[Path]:
 
 def main(
     output: Annotated[Path, typer.Option(help="folder for the parts of the archive")],
-    minutes: Annotated[float, typer.Option(help="of wall-clock time for all of it")] = 9,
-    workers: Annotated[int, typer.Option(help="processes that draw scenes")] = os.cpu_count() or 2,
+    minutes: Annotated[float, typer.Option(help="of wall-clock time for all of it", min=0)] = 9,
+    workers: Annotated[int, typer.Option(help="processes that draw scenes", min=1)] = os.cpu_count() or 2,
     only: Annotated[str, typer.Option(help="names of the models to train, with commas between them")] = "",
     resume: Annotated[bool, typer.Option(help="begin with the weights that lie in the package")] = False,
-    chunk: Annotated[int, typer.Option(help="scenes in a chunk")] = CHUNK,
-    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most")] = 100,
+    chunk: Annotated[int, typer.Option(help="scenes in a chunk", min=1)] = CHUNK,
+    chunks: Annotated[int, typer.Option(help="chunks of a stream of scenes, at most", min=1)] = 100,
 ) -> None:
     """Train all embedded models, or some of them."""
+    check_output(output / "models.tar", (".tar",))
     start = START
     say("imported", start)
     draw_all(workers, chunk, chunks)
@@ -97,4 +101,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli.main(lambda: typer.run(main), "training.program")

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from safetensors import safe_open
 
+from ex4lib import cli
 from ex4lib.files import cache_dir
 from ex4lib.images import write_bytes
 from ex4lib.models import EMBEDDED, device
@@ -108,7 +109,7 @@ def shipped_identity(path: Path) -> dict:
 def main(
     name: Annotated[str, typer.Argument(help=f"{', '.join(RECIPES)}, or: export")],
     data: Annotated[str, typer.Option(help="auto, mnist, digits, or a folder with MNIST's files")] = "auto",
-    epoch: Annotated[int, typer.Option(help="pictures per epoch; 0 is the source's own")] = 0,
+    epoch: Annotated[int, typer.Option(help="pictures per epoch; 0 is the source's own", min=0)] = 0,
 ) -> None:
     """Train one network to its end, or go on where it was interrupted."""
     if name not in (*RECIPES, "export"):
@@ -128,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    cli.main(app, "experiments.digits.mnist")
