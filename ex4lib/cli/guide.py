@@ -15,33 +15,19 @@ import torch
 import typer
 
 from ex4lib import checks, images, models
-from ex4lib.cli.options import (
-    Network,
-    Output,
-    Preview,
-    Quality,
-    Seed,
-    StyleLoss,
-    check_output,
-    numbers,
-    parts,
-    preview_callback,
-    region_masks,
-    within,
-)
+from ex4lib.cli import options
+from ex4lib.cli.options import within
 from ex4lib.statistics import STATISTICS
 
 
 def guide(
     prompt: Annotated[str, typer.Argument(help='What to draw in the painting\'s style; "" leaves it open.')],
     style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
-    output: Output,
-    style_scale: Annotated[
-        float | None, typer.Option(help="Strength; 0 is unguided. Default: the preset's.", callback=within(0))
-    ] = None,
+    output: options.Output,
+    style_scale: options.StyleScale = None,
     style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
     regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
-    style_loss: StyleLoss = "gram",
+    style_loss: options.StyleLoss = "gram",
     preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
@@ -49,21 +35,17 @@ def guide(
     size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels. Default: the model's.")] = None,
     count: Annotated[int, typer.Option(help="Pictures to draw, with seeds that count up.", callback=within(1, 64))] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Class of diffusers, such as DDIM or EulerDiscrete.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.", callback=within())
-    ] = None,
+    guidance_scale: options.GuidanceScale = None,
     negative_prompt: Annotated[str, typer.Option(help="What not to draw.")] = "",
     image: Annotated[str | None, typer.Option(help="A picture to start from (image to image).")] = None,
-    strength: Annotated[
-        float, typer.Option(help="How much of the picture is drawn anew, up to 1.", callback=within(high=1, above=0))
-    ] = 0.6,
+    strength: options.Strength = 0.6,
     mask: Annotated[str | None, typer.Option(help="The part of the picture that is drawn anew (inpainting).")] = None,
     eta: Annotated[float, typer.Option(help="Noise of DDIM's steps: 0 none, 1 as DDPM.", callback=within(0, 1))] = 0.0,
     model: Annotated[str | None, typer.Option(help="Hub id or folder. Default by EX4_PROFILE.")] = None,
-    network: Network = None,
-    seed: Seed = 0,
-    preview: Preview = None,
-    quality: Quality = 95,
+    network: options.Network = None,
+    seed: options.Seed = 0,
+    preview: options.Preview = None,
+    quality: options.Quality = 95,
 ) -> None:
     """Draw a prompt in the style of a painting with a diffusion model.
 
@@ -75,7 +57,7 @@ def guide(
     given = locals()
     record = {name: given[name] for name in names} | {"model": model or models.source("stable-diffusion")}
     checks.prompts(prompt)
-    inputs = [*style, *(parts(regions, "regions") or []), image, mask]
+    inputs = [*style, *(options.parts(regions, "regions") or []), image, mask]
     paths = _paths(output, count, inputs)
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt}
     scale = models.guidance_scale() if guidance_scale is None else guidance_scale
@@ -83,18 +65,20 @@ def guide(
     call |= {"eta": eta} if eta else {}
     checks.choice(preset, "preset", guidance.PRESETS)
     checks.choice(style_loss, "style_loss", STATISTICS)
-    shares, masks = numbers(style_weights, "style_weights"), region_masks(regions, "regions", len(style))
+    shares = options.numbers(style_weights, "style_weights")
+    masks = options.region_masks(regions, "regions", len(style))
     checks.weights(shares, len(style), "style_weights")
-    changes = {"ramp": ramp, "window": window and checks.interval(numbers(window, "window"), "window")}
+    changes = {"ramp": ramp, "window": window and checks.interval(options.numbers(window, "window"), "window")}
     settings = guidance.settings(preset, style_scale=style_scale, **changes)
     paintings = [images.load(name) for name in style]
     call |= _inputs(image, mask, strength, _size(size))
     pipe = _pipeline(model, image, mask, scheduler, call)
-    options = {"style_weights": shares, "regions": masks, "style_loss": style_loss}
-    options |= {"guidance": settings, "features": network}
+    arguments = {"style_weights": shares, "regions": masks, "style_loss": style_loss}
+    arguments |= {"guidance": settings, "features": network}
     generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
     call |= {"prompt": prompt, "generator": generators}
-    drawn, trace, interrupted = _drawn(pipe, call, paintings, options, preview_callback(preview, inputs=inputs))
+    write = options.preview_callback(preview, inputs=inputs)
+    drawn, trace, interrupted = _drawn(pipe, call, paintings, arguments, write)
     record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted}
     record |= {name: value for name, value in call.items() if name not in ("image", "mask_image", "generator")}
     for number, path in enumerate(paths):
@@ -108,7 +92,7 @@ def _paths(output: Path, count: int, inputs: list) -> list[Path]:
     suffixes = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
     paths = [output.with_name(f"{output.stem}{suffix}{output.suffix}") for suffix in suffixes]
     for path in paths:
-        check_output(path, inputs=inputs)
+        options.check_output(path, inputs=inputs)
     return paths
 
 
@@ -122,7 +106,7 @@ def _report(paths: list[Path], trace: list[dict], interrupted: bool) -> None:
 
 
 def _drawn(
-    pipe, call: dict, paintings: list, options: dict, write: Callable | None
+    pipe, call: dict, paintings: list, arguments: dict, write: Callable | None
 ) -> tuple[torch.Tensor, list[dict], bool]:
     """The pictures, the trace, and whether Ctrl-C ended the drawing, which leaves the estimate so far."""
     from ex4lib.diffusion.steering import guided
@@ -136,7 +120,7 @@ def _drawn(
             write(step)
 
     try:
-        with guided(pipe, paintings, on_step=watch, **options) as trace:
+        with guided(pipe, paintings, on_step=watch, **arguments) as trace:
             return pipe(output_type="pt", **call).images, trace, False
     except KeyboardInterrupt:
         if last is None:
@@ -176,10 +160,10 @@ def _pipeline(model: str | None, image: str | None, mask: str | None, scheduler:
     from ex4lib.diffusion import pipelines, schedulers
 
     task = "Text2Image" if image is None else "Image2Image" if mask is None else "Inpainting"
-    source, options = models.source("stable-diffusion", model), {}
+    source, arguments = models.source("stable-diffusion", model), {}
     if "safety_checker" in diffusers.DiffusionPipeline.load_config(source):
-        options["safety_checker"] = None
-    pipe = pipelines.loaded(getattr(diffusers, f"AutoPipelineFor{task}"), source, **options)
+        arguments["safety_checker"] = None
+    pipe = pipelines.loaded(getattr(diffusers, f"AutoPipelineFor{task}"), source, **arguments)
     if scheduler is not None:
         name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
         pipe.scheduler = schedulers.named(name, pipe.scheduler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -30,21 +29,22 @@ def within(low: float | None = None, high: float | None = None, *, above: float 
     def check(parameter: typer.CallbackParam, value: Any) -> Any:
         if isinstance(value, int):
             return checks.integer(value, parameter.name, low=low, high=high)
-        limits = {"low": -math.inf if low is None else low, "high": math.inf if high is None else high, "above": above}
-        return None if value is None else checks.number(value, parameter.name, **limits)
+        given = {name: limit for name, limit in (("low", low), ("high", high), ("above", above)) if limit is not None}
+        return None if value is None else checks.number(value, parameter.name, **given)
 
     return check
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps all settings).")]
 Size = Annotated[int, typer.Option(help="Longer side in pixels.", callback=within(1, checks.MAX_SIDE))]
-Evaluations = Annotated[
-    int, typer.Option(help="Forward and backward passes; more is finer and slower.", callback=within(1))
-]
-Seconds = Annotated[
-    float | None, typer.Option(help="Stop after this time with the best picture so far.", callback=within(0))
-]
-Weight = Annotated[float, typer.Option(help="Smoothness; 0 for none.", callback=within(0))]
+Evaluations = Annotated[int, typer.Option(help="Forward and backward passes; more is finer.", callback=within(1))]
+Seconds = Annotated[float | None, typer.Option(help="Stop after this time with the best picture.", callback=within(0))]
+Smoothness = Annotated[float, typer.Option(help="0 for none.", callback=within(0))]
+Weight = Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.", callback=within(0))]
+StrokeScale = Annotated[float, typer.Option(help="Larger gives larger strokes.", callback=within(above=0))]
+StyleScale = Annotated[float | None, typer.Option(help="0 is unguided. Default: the preset's.", callback=within(0))]
+GuidanceScale = Annotated[float | None, typer.Option(help="Of the prompt. Default by EX4_PROFILE.", callback=within())]
+Strength = Annotated[float, typer.Option(help="Share that is drawn anew, up to 1.", callback=within(high=1, above=0))]
 Optimiser = Annotated[str, typer.Option(help="lbfgs or adam.")]
 Start = Annotated[str, typer.Option(help="content, noise, grey, statistics, or a picture.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", callback=within(0, 2**64 - 1))]

@@ -11,29 +11,8 @@ import torch
 import typer
 
 from ex4lib import checks, files, images, models, tiles, transfer
-from ex4lib.cli import batch
-from ex4lib.cli.options import (
-    Evaluations,
-    Network,
-    Optimiser,
-    Output,
-    Precision,
-    Preview,
-    Quality,
-    Seconds,
-    Seed,
-    Size,
-    Start,
-    StyleLoss,
-    Weight,
-    check_output,
-    default,
-    numbers,
-    parts,
-    preview_callback,
-    region_masks,
-    within,
-)
+from ex4lib.cli import batch, options
+from ex4lib.cli.options import default, within
 from ex4lib.optimisation import RATES, Result
 from ex4lib.transfer import DEFAULT, invert_steps, stylize_steps, synthesize_steps
 
@@ -45,31 +24,25 @@ def stylize(
     style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
     regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
     style_masks: Annotated[str | None, typer.Option(help="Masks of the paintings, one per style, or none.")] = None,
-    size: Size = default(stylize_steps, "size"),
+    size: options.Size = default(stylize_steps, "size"),
     scales: Annotated[str | None, typer.Option(help="Longer sides from coarse to fine, such as 128,256.")] = None,
     layers: Annotated[str, typer.Option(help="Style layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
-    tile: Annotated[
-        int, typer.Option(help="See large pictures in tiles of this side; 0 for whole.", callback=within(0))
-    ] = 0,
-    style_loss: StyleLoss = DEFAULT.style_loss,
-    style_weight: Annotated[
-        float, typer.Option(help="1 is balanced; 0.2 is faint.", callback=within(0))
-    ] = DEFAULT.style_weight,
-    tv_weight: Weight = DEFAULT.tv_weight,
-    evaluations: Evaluations = default(stylize_steps, "evaluations"),
-    seconds: Seconds = None,
-    stroke_scale: Annotated[
-        float, typer.Option(help="Larger gives larger strokes.", callback=within(above=0))
-    ] = default(stylize_steps, "stroke_scale"),
+    tile: Annotated[int, typer.Option(help="Tiles of this side for large pictures; 0: none.", callback=within(0))] = 0,
+    style_loss: options.StyleLoss = DEFAULT.style_loss,
+    style_weight: options.Weight = DEFAULT.style_weight,
+    tv_weight: options.Smoothness = DEFAULT.tv_weight,
+    evaluations: options.Evaluations = default(stylize_steps, "evaluations"),
+    seconds: options.Seconds = None,
+    stroke_scale: options.StrokeScale = default(stylize_steps, "stroke_scale"),
     keep_colour: Annotated[str, typer.Option(help="no, match or luminance.")] = default(stylize_steps, "keep_colour"),
     keep_alpha: Annotated[bool, typer.Option("--keep-alpha", help="Keep the photograph's transparency.")] = False,
-    start: Start = default(stylize_steps, "start"),
-    optimiser: Optimiser = default(stylize_steps, "optimiser"),
-    network: Network = None,
-    precision: Precision = "auto",
-    seed: Seed = 0,
-    preview: Preview = None,
-    quality: Quality = 95,
+    start: options.Start = default(stylize_steps, "start"),
+    optimiser: options.Optimiser = default(stylize_steps, "optimiser"),
+    network: options.Network = None,
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    preview: options.Preview = None,
+    quality: options.Quality = 95,
     ending: Annotated[str, typer.Option(help="Format of the files in a folder: png, jpg, webp or tif.")] = "png",
 ) -> None:
     """Paint photographs in the style of a painting; photographs that are finished are not painted again.
@@ -85,53 +58,53 @@ def stylize(
         raise ValueError("--keep-alpha needs a .png, .webp or .tif output: JPEG has no transparency")
     recipe = _recipe(layers, tile, style_loss=style_loss, style_weight=style_weight, tv_weight=tv_weight)
     checks.choice(keep_colour, "keep_colour", transfer.COLOURS)
-    options = {"recipe": recipe, "size": size, "scales": numbers(scales, "scales", int)}
-    options |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
-    options |= {"keep_colour": keep_colour, "style_weights": numbers(style_weights, "style_weights")}
-    checks.weights(options["style_weights"], len(styles), "style_weights")
+    arguments = {"recipe": recipe, "size": size, "scales": options.numbers(scales, "scales", int)}
+    arguments |= {"evaluations": evaluations, "seconds": seconds, "stroke_scale": stroke_scale, "optimiser": optimiser}
+    arguments |= {"keep_colour": keep_colour, "style_weights": options.numbers(style_weights, "style_weights")}
+    checks.weights(arguments["style_weights"], len(styles), "style_weights")
     paintings = [images.load(source) for source in styles]
-    masks = {"regions": region_masks(regions, "regions", len(styles))}
-    masks["style_masks"] = region_masks(style_masks, "style_masks", len(styles))
+    masks = {"regions": options.region_masks(regions, "regions", len(styles))}
+    masks["style_masks"] = options.region_masks(style_masks, "style_masks", len(styles))
     settings = {"style": styles, "style_sha256": [files.picture_sha256(painting) for painting in paintings]}
     for name, given in masks.items():
         settings[name] = given and [mask if mask is None else files.picture_sha256(mask) for mask in given]
-    settings |= options | {"recipe": dataclasses.asdict(recipe)}
+    settings |= arguments | {"recipe": dataclasses.asdict(recipe)}
 
     def paint(network, photo, **shared) -> Result:
-        return transfer.stylize(network, photo, paintings, **options, **masks, **shared)
+        return transfer.stylize(network, photo, paintings, **arguments, **masks, **shared)
 
     shared = (start, network, precision, seed, preview)
-    inputs = [*styles, *(parts(regions, "regions") or []), *(parts(style_masks, "style_masks") or [])]
+    inputs = [*styles, *(options.parts(regions, "regions") or []), *(options.parts(style_masks, "style_masks") or [])]
     _run(photographs, paths, settings, paint, shared=shared, inputs=inputs, keep_alpha=keep_alpha, quality=quality)
 
 
 def invert(
     target: Annotated[str, typer.Argument(help="The picture whose features are inverted.")],
-    output: Output,
+    output: options.Output,
     layer: Annotated[str, typer.Option(help="Such as relu3_1, conv_5 or 21.")] = "relu3_1",
-    size: Size = default(stylize_steps, "size"),
-    tv_weight: Weight = default(invert_steps, "tv_weight"),
-    evaluations: Evaluations = default(invert_steps, "evaluations"),
-    seconds: Seconds = None,
-    start: Start = default(invert_steps, "start"),
-    optimiser: Optimiser = default(invert_steps, "optimiser"),
-    network: Network = None,
-    precision: Precision = "float32",
-    seed: Seed = 0,
-    preview: Preview = None,
-    quality: Quality = 95,
+    size: options.Size = default(stylize_steps, "size"),
+    tv_weight: options.Smoothness = default(invert_steps, "tv_weight"),
+    evaluations: options.Evaluations = default(invert_steps, "evaluations"),
+    seconds: options.Seconds = None,
+    start: options.Start = default(invert_steps, "start"),
+    optimiser: options.Optimiser = default(invert_steps, "optimiser"),
+    network: options.Network = None,
+    precision: options.Precision = "float32",
+    seed: options.Seed = 0,
+    preview: options.Preview = None,
+    quality: options.Quality = 95,
 ) -> None:
     """Show what one layer knows of a picture: an image found from its features alone.
 
     Example: python -m ex4lib invert chelsea --layer relu4_1 -o inverted.png
     """
-    options = {"tv_weight": tv_weight, "evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
+    arguments = {"tv_weight": tv_weight, "evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
     (name,) = checks.names([layer], "layer")
     _run(
         [target],
         [output],
-        {"layer": layer, "size": size, **options},
-        lambda vgg, picture, **shared: transfer.invert(vgg, picture, name, **options, **shared),
+        {"layer": layer, "size": size, **arguments},
+        lambda vgg, picture, **shared: transfer.invert(vgg, picture, name, **arguments, **shared),
         shared=(start, network, precision, seed, preview),
         size=size,
         quality=quality,
@@ -140,35 +113,33 @@ def invert(
 
 def texture(
     style: Annotated[str, typer.Argument(help="The picture whose texture is made anew.")],
-    output: Output,
+    output: options.Output,
     layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
-    size: Annotated[
-        int, typer.Option(help="Side of the square texture in pixels.", callback=within(1, checks.MAX_SIDE))
-    ] = default(stylize_steps, "size"),
-    style_loss: StyleLoss = default(synthesize_steps, "style_loss"),
-    tv_weight: Weight = default(synthesize_steps, "tv_weight"),
-    evaluations: Evaluations = default(synthesize_steps, "evaluations"),
-    seconds: Seconds = None,
-    start: Start = default(synthesize_steps, "start"),
-    optimiser: Optimiser = default(synthesize_steps, "optimiser"),
-    network: Network = None,
-    precision: Precision = "auto",
-    seed: Seed = 0,
-    preview: Preview = None,
-    quality: Quality = 95,
+    size: options.Size = default(stylize_steps, "size"),
+    style_loss: options.StyleLoss = default(synthesize_steps, "style_loss"),
+    tv_weight: options.Smoothness = default(synthesize_steps, "tv_weight"),
+    evaluations: options.Evaluations = default(synthesize_steps, "evaluations"),
+    seconds: options.Seconds = None,
+    start: options.Start = default(synthesize_steps, "start"),
+    optimiser: options.Optimiser = default(synthesize_steps, "optimiser"),
+    network: options.Network = None,
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+    preview: options.Preview = None,
+    quality: options.Quality = 95,
 ) -> None:
     """Make a new texture with the style statistics of a picture.
 
     Example: python -m ex4lib texture van-gogh-village-street-in-auvers --layers relu1_1,relu2_1 -o texture.png
     """
-    options = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight}
-    options |= {"evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
+    arguments = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight}
+    arguments |= {"evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
     names = checks.names(layers, "layers")
     _run(
         [style],
         [output],
-        {"layers": layers, **options},
-        lambda vgg, picture, **shared: transfer.synthesize(vgg, picture, names, **options, **shared),
+        {"layers": layers, **arguments},
+        lambda vgg, picture, **shared: transfer.synthesize(vgg, picture, names, **arguments, **shared),
         shared=(start, network, precision, seed, preview),
         size=size,
         quality=quality,
@@ -200,8 +171,8 @@ def _run(
     begin = start if start in transfer.STARTS else images.load(start)
     checks.choice(settings["optimiser"], "optimiser", RATES)
     for path in paths:
-        check_output(path, inputs=[*sources, *inputs, start])
-    callback = preview_callback(preview, inputs=[*sources, *inputs, start])
+        options.check_output(path, inputs=[*sources, *inputs, start])
+    callback = options.preview_callback(preview, inputs=[*sources, *inputs, start])
     if len(sources) == 1:
         images.load(sources[0], 16)  # a picture that cannot be read is noticed before the network is loaded
     vgg = models.features(network, precision=precision)
