@@ -25,8 +25,11 @@ IN_NOTEBOOKS_ONLY = (
     # Further settings of what the report shows; their tiles would be too small in print.
     *("03_choices", "03_extras", "03_sweep", "04_scales", "04_traces"),
     *("05_calibration", "05_methods", "05_schedulers"),
-    # Curves whose numbers the report's text gives.
+    # Curves and tables whose numbers the report gives in its text or in tables of its own.
+    *("01_brightness", "02_matrix", "04_raw_shift", "05_anchors", "05_confusion", "06_b_numbers"),
     *("07_style_transfer_numbers", "08_guidance_scores"),
+    # A guess for the reader; its tiles would be too small in print.
+    "06_forced_choice",
 )
 
 
