@@ -1,8 +1,8 @@
 """The experiments of the KAIST CS492D assignment on score distillation: run, judged and graded, kept in the store.
 
-`distilled` is the assignment's own run, the picture that ``python -m ex4lib distil`` writes. `particles` draws several
-pictures in one batch, which costs half as much a picture, and with any canvas: latents, pixels, a network of
-coordinates.
+`distilled` is the assignment's own run, the picture that ``python -m experiments distil`` writes. `particles` draws
+several pictures in one batch, which costs half as much for each picture, and with any canvas: latents, pixels, a
+network of coordinates.
 """
 
 from __future__ import annotations
