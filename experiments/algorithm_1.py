@@ -17,7 +17,15 @@ from ex4lib.models import pipeline_sha256
 from experiments.store import Run, stored
 
 
-def sample(unet, scheduler, loss: Callable[[Tensor], Tensor], s: float, x: Tensor, noise: Sequence[Tensor]):
+def sample(
+    unet,
+    scheduler,
+    loss: Callable[[Tensor], Tensor],
+    s: float,
+    x: Tensor,
+    noise: Sequence[Tensor],
+    start: float = 0.0,
+):
     """Yield ``(t, x_{t-1}, x̂_0, gradient share)`` for all t from T to 1.
 
     Arguments:
@@ -25,16 +33,18 @@ def sample(unet, scheduler, loss: Callable[[Tensor], Tensor], s: float, x: Tenso
         s: gradient scale.
         x: ``x_T``.
         noise: the Gaussian draw of each step.
+        start: the share of the steps that come before the first guided one; 0 is the algorithm as it is written.
     """
     alphas = scheduler.alphas_cumprod.to(x)
     times = [int(t) for t in scheduler.timesteps]
-    for t, then, z in zip(times, [*times[1:], None], noise, strict=True):
+    for index, (t, then, z) in enumerate(zip(times, [*times[1:], None], noise, strict=True)):
+        guided = s > 0 and index >= start * len(times)
         alpha_bar, alpha_bar_then = alphas[t], alphas[then] if then is not None else torch.ones_like(alphas[0])
         beta = 1 - alpha_bar / alpha_bar_then
-        x = x.detach().requires_grad_()
+        x = x.detach().requires_grad_(guided)
         epsilon = unet(x, t).sample
         clean = (x - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()
-        (gradient,) = torch.autograd.grad(loss(clean / 2 + 0.5).sum(), x)
+        gradient = torch.autograd.grad(loss(clean / 2 + 0.5).sum(), x)[0] if guided else torch.zeros_like(x)
         with torch.no_grad():
             mean = (x - beta / (1 - alpha_bar).sqrt() * epsilon) / (1 - beta).sqrt()
             variance = beta * (1 - alpha_bar_then) / (1 - alpha_bar)
@@ -44,7 +54,7 @@ def sample(unet, scheduler, loss: Callable[[Tensor], Tensor], s: float, x: Tenso
         yield t, x, clean.detach(), share.item()
 
 
-def drawn(pipe, style: Tensor, s: float, seeds: Sequence[int], steps: int, features: VGG) -> Run:
+def drawn(pipe, style: Tensor, s: float, seeds: Sequence[int], steps: int, features: VGG, start: float = 0.0) -> Run:
     """Pictures by seed from `sample`, kept in the store.
 
     Values by step: ``timestep``, and ``share``, the rms of the shift relative to that of the step's own movement.
@@ -60,11 +70,11 @@ def drawn(pipe, style: Tensor, s: float, seeds: Sequence[int], steps: int, featu
             for _ in range(steps + 1)
         ]
         objective = StyleObjective(features, [style], shape[1:])
-        rows = list(sample(unet, scheduler, objective, s, draws[0], draws[1:]))
+        rows = list(sample(unet, scheduler, objective, s, draws[0], draws[1:], start))
         pictures = (rows[-1][1] / 2 + 0.5).clamp(0, 1).nan_to_num().float().cpu().split(1)
         values = {"timestep": [row[0] for row in rows], "share": [row[3] for row in rows]}
         return Run(values, {str(seed): x for seed, x in zip(seeds, pictures, strict=True)})
 
-    config = {"s": s, "seeds": list(seeds), "steps": steps}
+    config = {"s": s, "seeds": list(seeds), "steps": steps, "start": start}
     weights = {"pipeline": pipeline_sha256(pipe), features.name: features.sha256}
     return stored("algorithm-1", config, compute, inputs={"style": style}, weights=weights)

@@ -35,6 +35,12 @@ def change(share: float | Interval) -> str:
     return f"grows by {percent(turned)}"
 
 
+def moves(before: float, after: float, digits: int = 2) -> str:
+    """Two numbers as a verb: "falls from 2.10 to 0.40", or "rises from 0.40 to 2.10"."""
+    verb = "falls" if after < before else "rises"
+    return f"{verb} from {number(before, digits)} to {number(after, digits)}"
+
+
 def points(difference: Interval) -> str:
     """A difference of shares in percentage points, with its interval."""
     low, high = 100 * difference.low, 100 * difference.high

@@ -152,8 +152,9 @@ DEFAULT = Guidance(scale=0.8, method="clean", ramp="rising", window=(0.3, 1.0))
 FULL = Guidance()
 #: The same without the Jacobian of the network.
 CHEAP = Guidance(method="clean")
-#: The exercise's algorithm 1. Needs DDPM, or DDIM with η > 0.
-ALGORITHM_1 = Guidance(method="mean", unit="raw", scale=100.0)
+#: The exercise's algorithm 1. Needs DDPM, or DDIM with η > 0. A raw scale belongs to one model, loss and number of
+#: steps: with the embedded faces and the Gram loss this one is visible, and ten times as much overflows (notebook 04).
+ALGORITHM_1 = Guidance(method="mean", unit="raw", scale=0.01)
 #: Yu et al., "FreeDoM: Training-Free Energy-Guided Conditional Diffusion Model" (2023), as its code draws styles.
 #: Differs from it in the loss (statistics of a VGG, not of CLIP) and in moving the prediction, not the result.
 FREEDOM = Guidance(
