@@ -130,7 +130,9 @@ def test_guidance_changes_the_picture_and_is_reproducible_with_every_scheduler(n
     pipe.scheduler = scheduler_of(name)
     call = {"prompt": "a cat", "num_inference_steps": 3, "output_type": "pt", "features": vgg}
     plain = pipe(**call, generator=seeded()).images
-    first, second = (pipe(**call, generator=seeded(), style_image=style, style_scale=0.3, measure=True) for _ in "12")
+    first, second = (
+        pipe(**call, generator=seeded(), style_image=style, guidance=Guidance(0.3), measure=True) for _ in "12"
+    )
     assert torch.equal(first.images, second.images)
     assert (first.images - plain).abs().mean() > 1e-3
     assert len(first.trace) == len(pipe.scheduler.timesteps)
@@ -306,12 +308,12 @@ def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypa
     pipe.scheduler = scheduler_of("DDIMScheduler")
     monkeypatch.setattr(type(pipe.unet), "forward", lambda *_, **__: pytest.fail("a step was made"))
     cases = [
-        ({"style_scale": -0.5}, "style_scale must be a finite number of at least 0, got -0.5"),
+        ({"style_scale": -0.5}, "style_scale must be a finite number from 0 to 1000, got -0.5"),
         ({"style_image": None, "style_scale": 0.5}, "there is no style_image"),
         ({"style_image": torch.rand(1, 3, 4, 4), "style_layers": ("relu5_1",)}, "at least 16 x 16 pixels"),
         ({"style_loss": "gran"}, "style_loss must be gram"),
         ({"style_layers": ("relu9_9",)}, "no layer 'relu9_9'"),
-        ({"guidance": "fredom"}, "guidance must be a Guidance or one of full, cheap"),
+        ({"guidance": "fredom"}, "guidance must be a Guidance or one of default, full"),
         ({"window": (0.8, 0.2)}, "window must be fractions"),
         ({"regions": [torch.ones(1, 1, 32, 32)] * 2}, "regions must be one per style: 1 styles, 2 masks"),
         ({"regions": [torch.zeros(1, 1, 32, 32)]}, "region is empty"),

@@ -1,5 +1,6 @@
 """`guided` around stock pipelines of random weights: bit-identical without a scale, nearer to the style with one."""
 
+import functools
 import threading
 
 import diffusers
@@ -8,12 +9,14 @@ import torch
 from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusionPipeline
 from torch import nn
 
-from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.steering import StyleObjective, guided
+from ex4lib.diffusion import schedulers, steering
+from ex4lib.diffusion.guidance import DEFAULT, Guidance
+from ex4lib.diffusion.steering import StyleObjective
 from tests.random_models import random_network, save_stable_diffusion
 
 STEPS = 4
+#: Through the network and at every step, unless a test says otherwise.
+guided = functools.partial(steering.guided, guidance="full")
 
 
 def seeded(seed=3):
@@ -53,6 +56,16 @@ def loss_of(image, vgg, style):
 def untouched(pipe):
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     return "step" not in vars(pipe.scheduler) and "_compiled_call_impl" not in vars(network)
+
+
+def test_the_default_begins_late_and_takes_no_gradient_of_the_network(stable, vgg, style):
+    plain = call(stable)
+    with steering.guided(stable, style, features=vgg) as trace:
+        painted = call(stable)
+    start, _ = DEFAULT.window
+    assert [row["index"] for row in trace] == [i for i in range(STEPS) if i >= start * STEPS]
+    assert {row["method"] for row in trace} == {"clean"}
+    assert loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
 
 
 def test_it_lowers_the_style_loss_and_leaves_nothing_behind(stable, vgg, style):

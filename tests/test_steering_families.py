@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
 
+from ex4lib.diffusion import steering
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.steering import guided
 from tests.random_models import STABLE_DIFFUSION, random_network, save_deepfloyd
-from tests.test_steering import loss_of, seeded, untouched
+from tests.test_steering import guided, loss_of, seeded, untouched
 
 D = torch.float64
 STEPS = 5
@@ -192,6 +192,8 @@ def test_a_scale_lowers_the_loss_of_the_picture_and_leaves_nothing_behind(family
         painted = draw(3)
     assert loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
     assert trace and all(row["method"] == "noise" and "note" not in row for row in trace)
+    with steering.guided(pipe, style, features=vgg):
+        assert loss_of(draw(3), vgg, style) < loss_of(plain, vgg, style)
     assert untouched(pipe) and torch.equal(draw(3), plain)
 
 
