@@ -24,7 +24,8 @@ from .styled import StyledScenes
 from .texture import texture_error, texture_network
 
 PLAIN_SHARE = 0.3  # of the autoencoder's pictures that are left as drawn
-STYLED_SHARE = 1 / 3  # of what the diffusion models see
+STYLED_SHARE = 0.36  # of what the diffusion models see
+ANIMAL_WEIGHT = 3.0  # scenes with animals are seen so much more often: they are the hardest to draw
 VARIANTS = 2  # how often every scene is encoded: as drawn, and in a style
 
 
@@ -151,11 +152,16 @@ class Diffusion(Recipe):
     def optimizer(self, net: torch.nn.Module) -> MuonAdamW:
         return MuonAdamW(net, self.lr)
 
-    def chosen(self, shape: tuple[int, int], random: torch.Generator) -> list[torch.Tensor]:
-        """Random pairs of a variant and a scene; `STYLED_SHARE` of the variants are not the scenes as drawn."""
-        variant, scene = (torch.rand(self.batch_size, generator=random, device=self.device) for _ in range(2))
-        styled = 1 + (variant / STYLED_SHARE * (shape[0] - 1)).long()
-        return [torch.where(variant < STYLED_SHARE, styled, 0), (scene * shape[1]).long()]
+    def chosen(self, variants: int, scenes: StyledScenes, random: torch.Generator) -> list[torch.Tensor]:
+        """Random pairs of a variant and a scene.
+
+        `STYLED_SHARE` of the variants are not the scenes as drawn, and scenes with animals weigh `ANIMAL_WEIGHT`.
+        """
+        variant = torch.rand(self.batch_size, generator=random, device=self.device)
+        styled = 1 + (variant / STYLED_SHARE * (variants - 1)).long()
+        weights = torch.where(scenes.with_animals, ANIMAL_WEIGHT, 1.0)
+        scene = torch.multinomial(weights, self.batch_size, replacement=True, generator=random)
+        return [torch.where(variant < STYLED_SHARE, styled, 0), scene]
 
     def noised(self, x: torch.Tensor, random: torch.Generator) -> dict:
         """A noise level and noise for each picture, and the weight of its error."""
@@ -220,7 +226,7 @@ class LatentText(Diffusion):
 
     def batch(self, step: int) -> dict:
         _, random = self.randomness(step)
-        variant, scene = self.chosen(self.looks.shape, random)
+        variant, scene = self.chosen(len(self.looks), self.scenes, random)
         latents = self.latents[variant, scene].float() * self.vae.config.scaling_factor
         tokens = self.scenes.tokens[scene, self.looks[variant, scene]]
         return {**self.noised(latents, random), "tokens": self.dropped(tokens, random)}
@@ -244,7 +250,7 @@ class PixelText(Diffusion):
 
     def batch(self, step: int) -> dict:
         _, random = self.randomness(step)
-        variant, scene = self.chosen(self.looks.shape, random)
+        variant, scene = self.chosen(len(self.looks), self.scenes, random)
         x = self.pictures[variant, scene].float() / 127.5 - 1
         tokens = self.scenes.tokens[scene, self.looks[variant, scene]]
         return {**self.noised(x, random), "tokens": self.dropped(tokens, random)}

@@ -11,9 +11,11 @@ from transformers import CLIPTokenizer
 from . import looks, networks
 from .painter import paint
 from .pictures import Pictures, write_atomically
+from .things import THINGS
 from .words import PAINTED_LOOKS, caption
 
 LOOK_NAMES = tuple(PAINTED_LOOKS)
+ANIMALS = {name for name, thing in THINGS.items() if thing.kind in ("animal", "swimmer")}
 
 NO_LOOK = 0  # the number of the choice that no word of the caption names
 NAMED_SHARE = 0.25  # of the pictures that are painted in a look that the caption names
@@ -77,6 +79,9 @@ class StyledScenes:
         self.levels = torch.cat([torch.from_numpy(np.array(chunk)) for chunk in self.drawn.chunks]).to(device)
         tokens = [np.load(caption_tokens(path, tokenizer))["tokens"] for path in self.drawn.paths]
         self.tokens = torch.from_numpy(np.concatenate(tokens)).to(device)
+        self.with_animals = torch.tensor([not ANIMALS.isdisjoint(scene["things"]) for scene in self.drawn.said]).to(
+            device
+        )
 
     def __len__(self) -> int:
         return len(self.levels)
