@@ -49,7 +49,9 @@ def test_guide_draws_and_remembers_how(run, folder, tmp_path):
 
 
 def test_an_empty_prompt_draws_a_picture_of_anything(run, folder, tmp_path):
-    code, out, err = run("guide", "", "chelsea", "-o", tmp_path / "x.png", "--model", folder, "--steps", "2")
+    code, out, err = run(
+        "guide", "", "chelsea", "-o", tmp_path / "x.png", "--model", folder, "--preset", "full", "--steps", "2"
+    )
     assert code == 0 and "2 guided steps" in out, err
 
 
@@ -134,7 +136,7 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be full, cheap"),
+        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be default, full"),
         (
             ["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--window", "0.2"],
             "window must be fractions 0 <=",

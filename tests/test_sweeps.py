@@ -71,7 +71,7 @@ def _counted(counted, compute):
         ({"prompts": "a cat"}, "prompts must be a list"),
         ({"style_scales": [-1]}, "at least 0, got -1"),
         ({"style_losses": ["grams"]}, "got 'grams'"),
-        ({"preset": "best"}, "preset must be full"),
+        ({"preset": "best"}, "preset must be default"),
         ({"scheduler": "TCDScheduler"}, "scheduler must be DDPMScheduler"),
         ({"steps": 0}, "at least 1, got 0"),
         ({"steps": True}, "steps must be a whole number"),
