@@ -80,8 +80,8 @@ def course_reports(tables: Mapping[str, Table], rows: Mapping[str, Mapping[str, 
     if natural is None:
         first = "At no weight has transfer the same style distance, so that nothing compares."
     else:
-        often = verdict(natural, "more often", "less often", "about as often")
-        first = f"At equal style distance the prompt is found {often} than after transfer ({points(natural)})."
+        often = verdict(natural, "more often than", "less often than", "about as often as")
+        first = f"At equal style distance the prompt is found {often} after transfer ({points(natural)})."
     colour, texture = (removed(tables[GRAM], tables["unguided"], k) for k in ("colour", "texture"))
     mainly = "Yes" if colour.low > texture.high else "No" if texture.low > colour.high else "Not clear"
     named = list(rows)[:2]

@@ -280,8 +280,8 @@ def _style(table: Table) -> float:
     return float(np.mean(table["style"]))
 
 
-#: Seconds of one picture on one of two busy CPU cores with the embedded models, for the table of what is computed.
-SECONDS = {"unguided": 2.5, "guided": 12.0, "transfer": 15.0}
+#: Seconds of one picture on one CPU core with the embedded models, for the table of what is computed.
+SECONDS = {"unguided": 1.5, "guided": 7.0, "transfer": 13.0}
 
 
 def plan() -> str:

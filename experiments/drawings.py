@@ -110,7 +110,8 @@ def text_to_image(name: str | None = None, device: torch.device | str | None = N
     pipe = pipelines.stable_diffusion(name)
     pipe.set_progress_bar_config(disable=True)
     dtype = models.budget(fast=torch.float32, mini=torch.float32, full=pipe.dtype)
-    return pipe.to(models.device() if device is None else device, dtype)
+    pipe = pipe.to(models.device() if device is None else device)
+    return pipe if pipe.dtype == dtype else pipe.to(dtype)
 
 
 def draw(
