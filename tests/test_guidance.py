@@ -311,7 +311,7 @@ def test_presets_are_what_their_papers_code_does():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": -1.0}, "style_scale must be a finite number of at least 0, got -1.0"),
+        ({"scale": -1.0}, "style_scale must be a finite number from 0 to 1000, got -1.0"),
         ({"scale": math.nan}, "style_scale must be a finite number"),
         ({"method": "magic"}, "method must be noise, mean"),
         ({"unit": "metre"}, "unit must be noise, raw or"),
