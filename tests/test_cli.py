@@ -221,7 +221,7 @@ def test_there_are_numeric_options():
 
 @pytest.mark.parametrize(("app", "command", "name", "kind"), numeric_options())
 def test_a_number_outside_its_range_is_refused_before_any_work(monkeypatch, capsys, app, command, name, kind):
-    """Every number of every command: one sentence that names it, whatever else is on the line."""
+    """A number outside its range ends every command with one sentence that names the option."""
 
     def refuse(*_, **__):
         raise AssertionError("work was begun")

@@ -67,8 +67,8 @@ class Guidance:
     The defaults of the fields are the plain equation: one strength at every step. `guided` uses `DEFAULT`.
 
     Arguments:
-        scale: s; a number, or one per image of the batch. 0 takes no gradient and is the stock sampler bit by bit; more
-            of it repaints the picture at the prompt's expense.
+        scale: s; a number, or one per image of the batch. 0 takes no gradient, and the pictures are bit-identical to
+            those of the stock sampler. More of it repaints the picture at the prompt's expense.
         method: one of `METHODS`.
         unit: what s is measured in. ``"noise"``: per image, ``rms(δε) = s · rms(ε̂)``, which means the same for every
             loss, scheduler, number of steps and resolution. ``"raw"``: the method's equation, s is the inverse

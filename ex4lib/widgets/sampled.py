@@ -18,7 +18,7 @@ from torch import Tensor
 from ex4lib import images, models
 from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
-from ex4lib.diffusion.guidance import DEFAULT, RAMPS
+from ex4lib.diffusion.guidance import DEFAULT, RAMPS, Guidance
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
@@ -27,6 +27,8 @@ from ex4lib.widgets.controls import Pictures, Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Weights
 
+#: Where the explorer of a model in pixels begins: `DEFAULT` turns its faces into noise (notebook 04).
+IN_PIXELS = dataclasses.replace(DEFAULT, scale=0.3, ramp="constant", window=(0.65, 1.0))
 #: Settings of guided diffusion that are folded away.
 FOLDED = ("ramp", "style_loss", "steps", "scheduler")
 _VIEWS = (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches())
@@ -49,7 +51,7 @@ def guided_stable_diffusion(
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
     controls = {
         "prompt": Text(value="a cat", continuous_update=False),
-        **_guidance_controls(shelf, steps=models.budget(fast=2, mini=30, full=50)),
+        **_guidance_controls(shelf, DEFAULT, steps=models.budget(fast=2, mini=30, full=50)),
         "guidance_scale": FloatSlider(value=models.guidance_scale(), min=1.0, max=20.0, step=0.5),
     }
 
@@ -72,7 +74,7 @@ def guided_ddpm(
 ) -> Explorer:
     """An unconditional diffusion model steered by a painting; arguments as in `guided_stable_diffusion`."""
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.ddpm), once(features, _features)
-    controls = _guidance_controls(shelf, steps=models.budget(fast=2, mini=40, full=100))
+    controls = _guidance_controls(shelf, IN_PIXELS, steps=models.budget(fast=3, mini=40, full=100))
 
     def begin(settings: Settings) -> Job:
         loaded = load()
@@ -147,13 +149,13 @@ def _pixel_controls() -> dict[str, Any]:
     return {"guidance_scale": scale, "seed": BoundedIntText(max=2**31 - 1)}
 
 
-def _guidance_controls(shelf: Shelf, *, steps: int) -> dict[str, Any]:
+def _guidance_controls(shelf: Shelf, start: Guidance, *, steps: int) -> dict[str, Any]:
     names = [(name.removesuffix("Scheduler"), name) for name in schedulers.SUPPORTED]
     return {
         "painting": shelf.control("van-gogh-village-street-in-auvers"),
-        "style_scale": FloatSlider(value=DEFAULT.scale, min=0.0, max=1.5, step=0.05),
-        "window": FloatRangeSlider(value=DEFAULT.window, min=0.0, max=1.0, step=0.05),
-        "ramp": Dropdown(options=list(RAMPS), value=DEFAULT.ramp),
+        "style_scale": FloatSlider(value=start.scale, min=0.0, max=1.5, step=0.05),
+        "window": FloatRangeSlider(value=start.window, min=0.0, max=1.0, step=0.05),
+        "ramp": Dropdown(options=list(RAMPS), value=start.ramp),
         "style_loss": Dropdown(options=list(STATISTICS)),
         "steps": IntSlider(value=steps, min=1, max=250),
         "scheduler": Dropdown(options=names, value="DDIMScheduler"),
