@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from torch import Tensor
 from ex4lib import checks
 from ex4lib.features import BLOCKS, VGG, layer_names, rescaled
 from ex4lib.files import optional
-
-if TYPE_CHECKING:  # transformers takes seconds to import, and style transfer does without
-    from ex4lib.judge import Judge
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -151,13 +148,6 @@ def source(part: str, name: str | None = None) -> str:
 def guidance_scale() -> float:
     """The profile's default strength of classifier-free guidance."""
     return GUIDANCE_SCALES[profile()]
-
-
-def judge(name: str | None = None, *, device: torch.device | str | None = None) -> Judge:
-    """The CLIP model that scores pictures against prompts; it is not the one that any text to image model uses."""
-    from ex4lib.judge import Judge
-
-    return Judge(source("judge", name), _chosen(device))
 
 
 def weights_sha256(module: torch.nn.Module) -> str:

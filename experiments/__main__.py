@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ex4lib import cli, files, images, models
 from ex4lib.cli.options import Seed, check_output, within
 from experiments import grading
+from experiments.judge import Judge
 
 
 def distil(
@@ -86,7 +87,7 @@ def evaluate(
     grading.pictures_in(folder)  # before the judge is loaded
     check_output(folder / grading.SCORES, (".json",))
     name = models.source("judge", judge)
-    found = grading.evaluate_folder(folder, models.judge(judge), name=name)
+    found = grading.evaluate_folder(folder, Judge.load(judge), name=name)
     for prompt, score in found["scores"].items():
         typer.echo(f"{score:.4f}  {prompt}")
     graded = "no points: thresholds are CLIP ViT-B/32's" if found["points"] is None else f"{found['points']:g} points"

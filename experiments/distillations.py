@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from ex4lib import images, models
 from ex4lib.diffusion.pipelines import StyleObjective
 from ex4lib.features import VGG
-from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
 from experiments import grading, measures
 from experiments.assignment import ASSIGNMENT, RULES, distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.distillation.loop import Canvas, Step, distil
+from experiments.judge import Judge
 from experiments.store import Run, stored
 
 

@@ -21,9 +21,9 @@ from ex4lib.diffusion import pipelines, schedulers
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.features import VGG
-from ex4lib.judge import Judge
 from ex4lib.models import pipeline_sha256
 from experiments import measures, metrics
+from experiments.judge import Judge
 from experiments.store import Run, stored
 
 #: Paintings and prompts on which a setting is chosen, and those on which it is reported.
@@ -88,7 +88,7 @@ class Judges:
     def default(cls, device: torch.device | str | None = None) -> Judges:
         device = models.device() if device is None else torch.device(device)
         network = models.features(models.JUDGES[models.profile()], device=device)
-        return cls(network, measures.random_network().to(device), models.judge(device=device))
+        return cls(network, measures.random_network().to(device), Judge.load(device=device))
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ex4lib import images
 from ex4lib.files import write_json
-from ex4lib.judge import Judge
+from experiments.judge import Judge
 
 #: The judge of the assignment.
 ASSIGNMENT_JUDGE = "clip-vit-base-patch32"

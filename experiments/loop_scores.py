@@ -11,9 +11,9 @@ from torch import Tensor
 from ex4lib import images, models
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
-from ex4lib.judge import Judge
 from experiments import measures, metrics
 from experiments.drawings import CAPTIONS
+from experiments.judge import Judge
 
 #: Pictures are enlarged to this before LPIPS, which was trained on patches of 64 pixels.
 LEAST_COMPARED = 64

@@ -226,7 +226,7 @@ def test_a_number_outside_its_range_is_refused_before_any_work(monkeypatch, caps
     def refuse(*_, **__):
         raise AssertionError("work was begun")
 
-    for begun in ("features", "source", "judge"):
+    for begun in ("features", "source"):
         monkeypatch.setattr(models, begun, refuse)
     monkeypatch.setattr(images, "load", refuse)
     needed = {"distil": ["--prompt", "a cat", "-o", "no/folder"], "guide": ["a cat", "chelsea", "-o", "no/a.png"]}

@@ -10,6 +10,7 @@ from PIL import Image
 from ex4lib import cli, models
 from experiments import grading
 from experiments.__main__ import main as experiments_main
+from experiments.judge import Judge
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 
@@ -125,7 +126,7 @@ def test_points_are_the_assignments(score, expected):
 
 
 def test_only_the_assignments_judge_gives_points(folder, tmp_path):
-    judge = models.judge(save_judge(tmp_path / "clip-vit-base-patch32"), device="cpu")
+    judge = Judge.load(save_judge(tmp_path / "clip-vit-base-patch32"), device="cpu")
     Image.new("RGB", (40, 40)).save(tmp_path / "a_cat.png")
     assert grading.evaluate_folder(tmp_path, judge, name="openai/clip-vit-base-patch32")["points"] in (0, 5, 10)
 
@@ -180,7 +181,7 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
 def test_a_mistake_is_one_sentence(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ex4lib.diffusion.pipelines.stable_diffusion", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(models, "judge", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(Judge, "load", lambda *_: pytest.fail("loaded"))
     (tmp_path / "taken" / "eval.json").mkdir(parents=True)
     (tmp_path / "taken" / "a cat.png").write_bytes(b"")
     (tmp_path / "sweep.yaml").write_text("prompts: [a cat]\nstyles: [chelsea]\n")

@@ -6,10 +6,10 @@ import pytest
 
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.judge import Judge
 from experiments import comparisons, sentences
 from experiments.comparisons import Condition, Study, Way
 from experiments.drawings import PAINTINGS, REPORT_PAINTINGS, Judges
+from experiments.judge import Judge
 from experiments.measures import Interval
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 

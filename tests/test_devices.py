@@ -15,10 +15,10 @@ from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.diffusion.steering import StyleObjective, guided
-from ex4lib.judge import Judge
 from ex4lib.statistics import STATISTICS, second_moment
 from experiments import calibration, measures, metrics
 from experiments.distillation import loop, rules
+from experiments.judge import Judge
 from tests.devices import waits
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
 from tests.test_steering_families import autoencoder, stable_diffusion, unet

@@ -7,13 +7,13 @@ import torch
 
 from ex4lib import images
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.judge import Judge
 from experiments import distillations, measures
 from experiments.assignment import ASSIGNMENT, distil_prompt
 from experiments.canvases import CoordinateNetwork, Encoded
 from experiments.distillation.loop import Canvas
 from experiments.distillation.rules import literal_coefficient, tweedie_coefficients
 from experiments.distillations import EDITS, LACKING, PROMPTS, Edit
+from experiments.judge import Judge
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 from training.prompts import unknown_words
 

@@ -7,8 +7,8 @@ import torch
 
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedDDPMPipeline
-from ex4lib.judge import Judge
 from experiments import drawings, measures, metrics
+from experiments.judge import Judge
 from tests.random_models import random_network, save_ddpm, save_judge
 
 

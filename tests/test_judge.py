@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPImageProcessor
 
 from ex4lib import images, models
-from ex4lib.judge import Judge
+from experiments.judge import Judge
 from tests.random_models import save_judge
 from training import networks
 
@@ -48,7 +48,7 @@ def test_a_local_folder_stands_for_a_name_of_the_hub(folder, monkeypatch):
     monkeypatch.setenv("EX4_MODELS", str(folder.parent))
     (folder.parent / "clip-vit-base-patch32").symlink_to(folder)
     assert models.source("judge").endswith("clip-vit-base-patch32")
-    assert models.judge(device="cpu").size == networks.SIZES["mini-judge"]
+    assert Judge.load(device="cpu").size == networks.SIZES["mini-judge"]
     assert models.source("ddpm") == "google/ddpm-celebahq-256"
     with pytest.raises(ValueError, match=r"part must be ddpm, stable-diffusion, .* got 'unet'"):
         models.source("unet")

@@ -5,9 +5,9 @@ import torch
 
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.judge import Judge
 from experiments import drawings, metrics, specificity
 from experiments.drawings import CAPTIONS, PAINTINGS
+from experiments.judge import Judge
 from experiments.specificity import Evaluation, Setting
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ex4lib import models
-from ex4lib.judge import Judge
 from experiments import drawings, sweeps
+from experiments.judge import Judge
 from tests.random_models import random_network, save_judge, save_stable_diffusion
 
 GRID = {

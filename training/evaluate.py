@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from ex4lib import figures, images, models
 from ex4lib.cli.options import check_output
-from ex4lib.judge import Judge
 from experiments import measures, metrics
+from experiments.judge import Judge
 
 from . import looks, networks
 from .faces import face_pictures

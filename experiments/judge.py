@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from ex4lib import checks
+from ex4lib import checks, models
 from ex4lib.images import check
 
 
@@ -28,6 +28,11 @@ class Judge:
         self.size: int = self.model.config.vision_config.image_size
         normalisation = torch.tensor([processor.image_mean, processor.image_std], device=device)
         self.mean, self.std = normalisation.view(2, 1, 3, 1, 1)
+
+    @classmethod
+    def load(cls, name: str | None = None, *, device: torch.device | str | None = None) -> Judge:
+        """The profile's judge, or another by hub id or folder; it is not the one that any text to image model uses."""
+        return cls(models.source("judge", name), models.device() if device is None else checks.device(device))
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch: int = 256) -> Tensor:
