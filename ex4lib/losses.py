@@ -8,7 +8,8 @@ diffusion drive the same object. Nothing here knows who is optimising.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -126,17 +127,6 @@ class Objective:
         features = self.network(image, self.layers) if self.layers else {}
         return {part.name: float(part.weight) * part.loss(image, features) for part in self.parts if part.weight}
 
-    def reweighted(self, weights: dict[str, float]) -> Objective:
-        """The same objective with other weights: by term name, or by kind (``style``, ``content``, ``tv``).
-
-        A kind's number multiplies each of its terms; a name's number replaces that term's weight.
-        """
-        parts = []
-        for part in self.parts:
-            weight = part.weight * weights.get(part.name.split("/")[0], 1.0)
-            parts.append(dataclasses.replace(part, weight=weights.get(part.name, weight)))
-        return Objective(self.network, parts)
-
 
 def content_terms(
     network: VGG, image: Tensor, layers: str | int | Sequence[str | int], weight: float = 1.0, *, relative: bool = False
@@ -169,6 +159,7 @@ def style_terms(
     style_weights: Sequence[float] | None = None,
     regions: Sequence[Tensor] | None = None,
     style_masks: Sequence[Tensor | None] | None = None,
+    measure: Callable[[Tensor, Tensor | None, list[str]], dict[str, Tensor]] | None = None,
 ) -> list[StyleTerm]:
     """Style losses towards several pictures: one `StyleTerm` per layer for their blend, or per layer and region.
 
@@ -184,6 +175,7 @@ def style_terms(
         regions: for each style a mask ``(1, 1, H, W)`` of the part of the optimised image that it applies to; the
             terms' names then end in the number of the style.
         style_masks: for each style a mask of the part of it that the statistics are taken from, or None.
+        measure: ``(style, mask, layers)`` -> the statistics by layer; by default from one pass of the network.
     """
     images = pictures(images, "style image")
     names = network.names(layers)
@@ -195,14 +187,15 @@ def style_terms(
     for argument, values in (("style_masks", masks), ("regions", regions)):
         if values is not None and len(values) != len(images):
             raise ValueError(f"{argument} must be one per style: {len(images)} styles, {len(values)} masks")
+    measure = measure or functools.partial(_statistics, network, statistic)
     if regions is None:
         shares = checks.weights(style_weights, len(images), "style_weights")
-        parts = [(_blend(network, images, masks, names, statistic, shares), {}, "")]
+        parts = [(_blend(measure, images, masks, names, shares), {}, "")]
     elif style_weights is not None:
         raise ValueError("style_weights and regions exclude each other: styles either blend or have a region each")
     else:
         parts = [
-            (_blend(network, [image], [mask], names, statistic, [1.0]), network.masks(region, names), f"/{number}")
+            (_blend(measure, [image], [mask], names, [1.0]), network.masks(region, names), f"/{number}")
             for number, (image, mask, region) in enumerate(zip(images, masks, regions, strict=True))
         ]
     terms = []
@@ -216,8 +209,13 @@ def style_terms(
     return terms
 
 
+def _statistics(network: VGG, statistic: Statistic, image: Tensor, mask: Tensor | None, names: list[str]) -> dict:
+    covered = {} if mask is None else network.masks(mask, names)
+    return {name: statistic(feature, covered.get(name)) for name, feature in network(image, names).items()}
+
+
 @torch.no_grad()
-def _blend(network, images, masks, names: list[str], statistic: Statistic, shares: list[float]) -> dict[str, Tensor]:
+def _blend(measure: Callable, images, masks, names: list[str], shares: list[float]) -> dict[str, Tensor]:
     """The weighted mean of the images' statistics, by layer."""
     targets = dict.fromkeys(names, 0.0)
     for image, mask, share in zip(images, masks, shares, strict=True):
@@ -226,9 +224,8 @@ def _blend(network, images, masks, names: list[str], statistic: Statistic, share
                 f"style_masks must have the size of their styles: {image.shape[-2]} x {image.shape[-1]}, got "
                 f"{mask.shape[-2]} x {mask.shape[-1]}"
             )
-        covered = {} if mask is None else network.masks(mask, names)
-        for name, feature in network(check(image, "style image"), names).items():
-            targets[name] = targets[name] + share / sum(shares) * statistic(feature, covered.get(name))
+        for name, value in measure(check(image, "style image"), mask, names).items():
+            targets[name] = targets[name] + share / sum(shares) * value
     return targets
 
 

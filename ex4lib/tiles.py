@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ex4lib import checks
 from ex4lib.features import VGG
-from ex4lib.losses import ContentTerm, Objective, StyleTerm, TotalVariation
+from ex4lib.losses import ContentTerm, Objective, StyleTerm, Term, TotalVariation, style_terms
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
 from ex4lib.transfer import Recipe
 
@@ -58,38 +58,22 @@ class TiledObjective:
         recipe: a `transfer.Recipe`; its style loss must be one of `LINEAR`.
         network: the feature network.
         content, styles: pictures ``(B, 3, H, W)``.
-        style_weights, regions, style_masks: as in `losses.style_terms`.
         tile: side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
+        options: style_weights, regions and style_masks of `losses.style_terms`.
     """
 
+    history = HISTORY
+
     def __init__(
-        self, recipe, network: VGG, content: Tensor, styles: Sequence[Tensor], *, tile: int = TILE,
-        style_weights: Sequence[float] | None = None, regions: Sequence[Tensor] | None = None,
-        style_masks: Sequence[Tensor | None] | None = None,
-    ):  # fmt: skip
-        self.history = HISTORY
+        self, recipe: Recipe, network: VGG, content: Tensor, styles: Sequence[Tensor], *, tile: int = TILE, **options
+    ):
         self.tile = checks.size(tile, "tile", multiple=ALIGNMENT)
         self.statistic: Statistic = STATISTICS[checks.choice(recipe.style_loss, "style_loss in tiles", LINEAR)]()
         self.network = network.variant(pooling=recipe.pooling, padding=recipe.padding)
-        if regions is not None and style_weights is not None:
-            raise ValueError("style_weights and regions exclude each other: styles either blend or have a region each")
-        layers = [network.resolve(layer) for layer in recipe.style_layers]
-        weights = checks.weights(recipe.layer_weights, len(layers), "layer_weights")
-        masks = [None] * len(styles) if style_masks is None else style_masks
-        targets = [self._statistics(*pair, layers) for pair in zip(styles, masks, strict=True)]
-        terms: list = self._content(content, recipe)
-        if regions is None:
-            shares = checks.weights(style_weights, len(styles), "style_weights")
-            pairs = list(zip(shares, targets, strict=True))
-            targets = [{layer: sum(share * target[layer] for share, target in pairs) / sum(shares) for layer in layers}]
-        for number, by_layer in enumerate(targets):
-            covered = {} if regions is None else self.network.masks(regions[number], layers)
-            suffix = "" if regions is None else f"/{number}"
-            for layer, weight in zip(layers, weights, strict=True):
-                target, weight = by_layer[layer], recipe.style_weight * weight
-                unit = self.statistic.distance(torch.zeros_like(target), target) if recipe.relative else 1.0
-                terms.append(StyleTerm(layer, self.statistic, target, weight, covered.get(layer), suffix, unit))
-        self.whole = Objective(self.network, [*terms, TotalVariation(recipe.tv_weight)])
+        options |= {"relative": recipe.relative, "layer_weights": recipe.layer_weights, "measure": self._statistics}
+        weighted = (recipe.style_layers, self.statistic, recipe.style_weight)
+        parts = [*self._content(content, recipe), *style_terms(self.network, styles, *weighted, **options)]
+        self.whole = Objective(self.network, [*parts, TotalVariation(recipe.tv_weight)])
         self.parts = [part for part in self.whole.parts if part.weight]
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -102,19 +86,14 @@ class TiledObjective:
 
     def evaluate(self, image: Tensor, gradient: bool) -> tuple[list[Tensor], Tensor | None]:
         """Losses ``(B,)`` by term and, if asked for, the gradient of their sum, like ``image``."""
-        statistics, losses, slopes = {}, {}, {}
+        losses, slopes = {}, {}
         for window in self._tiles(image):
-            features = self.network(window.crop(image), self.whole.layers)
-            for part in self.parts:
-                if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
-                    statistic = share * self.statistic(*window.core(features, part))
-                    statistics[part.name] = statistics.get(part.name, 0.0) + statistic
-                elif isinstance(part, ContentTerm):
-                    losses[part.name] = losses.get(part.name, 0.0) + part.weight * window.content(features, part)
+            for part, value in self._shares(window, window.crop(image), self.parts):
+                losses[part.name] = losses.get(part.name, 0.0) + value
         for part in self.parts:
             if isinstance(part, StyleTerm):
                 with torch.enable_grad():
-                    statistic = statistics[part.name].requires_grad_()
+                    statistic = losses[part.name].requires_grad_()
                     loss = part.weight * self.statistic.distance(statistic, part.target) / part.unit
                     (slopes[part.name],) = torch.autograd.grad(loss.sum(), statistic)
                 losses[part.name] = loss.detach()
@@ -128,29 +107,32 @@ class TiledObjective:
                 window.crop(total).add_(self._gradient(window, window.crop(image), slopes))
         return [losses[part.name] for part in self.parts], total if gradient else None
 
+    def _shares(self, window: _Window, crop: Tensor, parts: Sequence[Term]) -> Iterator[tuple[Term, Tensor]]:
+        """What a tile adds to the statistic of each style term, and to the weighted loss of each content term."""
+        features = self.network(crop, {layer for part in parts for layer in part.layers})
+        for part in parts:
+            if isinstance(part, ContentTerm):
+                yield part, part.weight * window.content(features, part)
+            elif isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
+                yield part, share * self.statistic(*window.core(features, part))
+
     def _gradient(self, window: _Window, crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
             crop = crop.detach().clone().requires_grad_()
-            features, surrogate = self.network(crop, self.whole.layers), crop.new_zeros(())
-            for part in self.parts:
-                if isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
-                    statistic = share * self.statistic(*window.core(features, part))
-                    surrogate = surrogate + (slopes[part.name] * statistic).sum()
-                elif isinstance(part, ContentTerm):
-                    surrogate = surrogate + part.weight * window.content(features, part).sum()
+            surrogate = 0.0 * crop.sum()  # a tile outside of all regions may have no share in any term
+            for part, value in self._shares(window, crop, self.parts):
+                surrogate = surrogate + (slopes.get(part.name, 1.0) * value).sum()
             return torch.autograd.grad(surrogate, crop)[0]
 
     @torch.no_grad()
     def _statistics(self, image: Tensor, mask: Tensor | None, layers: list[str]) -> dict[str, Tensor]:
+        """The statistics of a whole style, or of the part of it that a mask covers, by layer."""
         covered = {} if mask is None else self.network.masks(mask, layers)
         parts = [StyleTerm(layer, self.statistic, torch.empty(0), 1.0, covered.get(layer)) for layer in layers]
         statistics = dict.fromkeys(layers, 0.0)
         for window in self._tiles(image, layers):
-            features = self.network(window.crop(image), layers)
-            for part in parts:
-                if share := window.share(part.mask, part.layer):
-                    statistic = share * self.statistic(*window.core(features, part))
-                    statistics[part.layer] = statistics[part.layer] + statistic
+            for part, value in self._shares(window, window.crop(image), parts):
+                statistics[part.layer] = statistics[part.layer] + value
         return statistics
 
     @torch.no_grad()

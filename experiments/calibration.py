@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -48,7 +51,19 @@ def calibrate(
                 factors[name] = weights[name] / _norm(gradient, name) if per_layer else 1.0
                 style += factors[name] * gradient
     common = ratio * (content.norm().item() or 1.0) / _norm(style, "style")
-    return objective.reweighted({name: weights[name] * factor * common for name, factor in factors.items()})
+    return reweighted(objective, {name: weights[name] * factor * common for name, factor in factors.items()})
+
+
+def reweighted(objective: Objective, weights: Mapping[str, float]) -> Objective:
+    """The same objective with other weights: by term name, or by kind (``style``, ``content``, ``tv``).
+
+    A kind's number multiplies each of its terms; a name's number replaces that term's weight.
+    """
+    parts = []
+    for part in objective.parts:
+        weight = part.weight * weights.get(part.name.split("/")[0], 1.0)
+        parts.append(dataclasses.replace(part, weight=weights.get(part.name, weight)))
+    return Objective(objective.network, parts)
 
 
 def _norm(gradient: Tensor, name: str) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from ex4lib.losses import ContentTerm, Objective, TotalVariation, content_terms, style_terms
 from ex4lib.statistics import Gram
-from experiments.calibration import calibrate
+from experiments.calibration import calibrate, reweighted
 from tests.random_models import random_network
 
 STATISTICS = ("gram", "meanvar", "bures", "sliced")
@@ -233,7 +233,7 @@ def test_weights_that_are_all_zero(small, picture):
     with pytest.raises(ValueError, match="at least one of the weights of an objective must be above 0"):
         Objective(small, [TotalVariation(0.0), *style_terms(small, picture(), ["relu1_1"], weight=0)])
     with pytest.raises(ValueError, match="at least one of the weights"):
-        Objective(small, [TotalVariation(1.0)]).reweighted({"tv": 0.0})
+        reweighted(Objective(small, [TotalVariation(1.0)]), {"tv": 0.0})
 
 
 def test_terms_of_one_name(small, picture):
@@ -279,7 +279,7 @@ def test_reweighted(small, picture):
     image = picture()
     parts = [*content_terms(small, picture(), ["relu2_1"]), *style_terms(small, picture(), LAYERS[:2], weight=2.0)]
     objective = Objective(small, [*parts, TotalVariation(3.0)])
-    other = objective.reweighted({"style": 10, "style/relu2_1": 7, "tv": 0})
+    other = reweighted(objective, {"style": 10, "style/relu2_1": 7, "tv": 0})
     assert {part.name: part.weight for part in other.parts} == {
         "content/relu2_1": 1.0,
         "style/relu1_1": 20.0,
@@ -329,7 +329,7 @@ def test_after_calibration_the_gradients_have_the_stated_ratio(mixed, statistic,
 def test_calibration_forgets_the_scale_of_the_weights(mixed):
     objective, content = mixed(layer_weights=[1, 2, 3])
     weights = [
-        [part.weight for part in calibrate(objective.reweighted({"style": factor}), content).parts]
+        [part.weight for part in calibrate(reweighted(objective, {"style": factor}), content).parts]
         for factor in (1.0, 1e6)
     ]
     assert weights[0] == pytest.approx(weights[1])

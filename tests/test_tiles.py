@@ -51,6 +51,19 @@ def test_sizes_of_all_kinds(small, picture, size):
     torch.testing.assert_close(tiled(image), whole(image), rtol=1e-9, atol=0)
 
 
+def test_a_tile_outside_of_all_regions(small, picture):
+    recipe = dataclasses.replace(transfer.DEFAULT, content_weight=0.0)
+    left = torch.zeros(1, 1, 64, 200, dtype=torch.float64)
+    left[..., :40] = 1
+    objectives = (recipe.objective, lambda *arguments, **options: tiles.TiledObjective(recipe, *arguments, **options))
+    content, style, point = picture(64, 200), picture(64, 64), picture(64, 200).requires_grad_()
+    whole, tiled = (
+        torch.autograd.grad(make(small, content, [style], regions=[left], **tile)(point).sum(), point)[0]
+        for make, tile in zip(objectives, ({}, {"tile": 64}), strict=True)
+    )
+    torch.testing.assert_close(tiled, whole, rtol=1e-6, atol=1e-9 * whole.abs().max().item())
+
+
 def test_an_optimisation_in_tiles_is_that_of_the_whole(small, picture):
     whole, tiled, image = objectives(small, picture, transfer.DEFAULT, size=(96, 140))
     results = [finish(optimise(objective, image, evaluations=4, history=3)) for objective in (whole, tiled)]
