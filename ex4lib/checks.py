@@ -44,11 +44,7 @@ def _scalar(value: Any) -> Any:
 def number(
     value: Any, argument: str, *, low: float = -math.inf, high: float = math.inf, above: float | None = None
 ) -> float:
-    """A finite real number with ``low <= value <= high``, or ``value > above``, as a float.
-
-    Raises:
-        ValueError: not a number, not finite, or outside the range.
-    """
+    """A finite real number with ``low <= value <= high``, or ``value > above``, as a float."""
     found = _scalar(value)
     if isinstance(found, numbers.Real) and not isinstance(found, bool):
         try:
@@ -65,11 +61,7 @@ def number(
 
 
 def integer(value: Any, argument: str, *, low: int | None = None, high: int | None = None) -> int:
-    """A whole number with ``low <= value <= high`` as an int. A float is refused, even 3.0.
-
-    Raises:
-        ValueError: not a whole number, or outside the range.
-    """
+    """A whole number with ``low <= value <= high`` as an int. A float is refused, even 3.0."""
     found = _scalar(value)
     if isinstance(found, numbers.Integral) and not isinstance(found, bool):
         found = int(found)
@@ -103,11 +95,7 @@ def interval(value: Any, argument: str) -> tuple[float, float]:
 def values(
     value: Any, argument: str, *, count: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> list[float]:
-    """A non-empty list of finite numbers; one number is a list of one.
-
-    Raises:
-        ValueError: no such list, or ``count`` is given and differs from its length.
-    """
+    """A non-empty list of finite numbers, ``count`` of them if that is given; one number is a list of one."""
     if isinstance(value, (str, bytes)) or (not isinstance(value, Iterable) and not isinstance(value, numbers.Real)):
         raise ValueError(f"{argument} must be a list of numbers, got {describe(value)}")
     if isinstance(value, numbers.Real) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):

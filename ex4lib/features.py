@@ -21,8 +21,8 @@ from ex4lib import checks, images
 #: Convolutions per block.
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
-#: What a pooled activation is multiplied by, so that the layers above see the scale they were trained on.
-#: Max pooling is what VGG was trained with; 2.0 is the value of crowsonkb's style-transfer-pytorch.
+#: What a pooled activation is multiplied by, so that the layers above see the scale they were trained on with max
+#: pooling; 2.0 is the value of crowsonkb's style-transfer-pytorch.
 POOLING_SCALE = {"max": 1.0, "average": 2.0}
 
 
@@ -37,10 +37,7 @@ def layer_names(architecture: str) -> list[str]:
 
 
 def tutorial_names(architecture: str) -> dict[str, str]:
-    """The PyTorch tutorial's name of each layer -> the canonical one (``conv_5`` is the fifth convolution).
-
-    The tutorial numbers ReLUs and poolings by the last convolution before them.
-    """
+    """The PyTorch tutorial's name of each layer -> the canonical one; the number is that of the last convolution."""
     table, convolutions = {}, 0
     for name in layer_names(architecture):
         kind = name.rstrip("0123456789_")
@@ -72,12 +69,8 @@ class VGG(nn.Module):
         mean, std: the normalisation the weights were trained with, for RGB in [0, 1].
         pooling: ``"max"`` or ``"average"`` (rescaled by `POOLING_SCALE`).
         padding: ``"zeros"`` as trained, or ``"replicate"``: the first convolution repeats the border, so that the
-            frame of the picture is not seen as an edge. Deeper layers keep zeros, which after a ReLU mean "nothing
-            here".
+            frame of the picture is not seen as an edge.
         name: what figures and errors call the network.
-
-    ``vgg.convolutions.to(torch.bfloat16)`` halves memory and, where the hardware multiplies bfloat16, time; the
-    normalisation stays in the image's precision.
     """
 
     def __init__(
@@ -123,13 +116,9 @@ class VGG(nn.Module):
         variant.pooling, variant.padding = pooling, padding
         return variant
 
-    def resolve(self, layer: str | int) -> str:
-        """The canonical name of ``layer`` in this network."""
-        return resolve(layer, self.architecture)
-
     def names(self, layers: str | int | Iterable[str | int]) -> list[str]:
         """The canonical names of layers, which may also be one, or several in a string as ``"relu1_1, relu2_1"``."""
-        return [self.resolve(layer) for layer in checks.names(layers, "layers")]
+        return [resolve(layer, self.architecture) for layer in checks.names(layers, "layers")]
 
     def minimum_size(self, layers: Iterable[str | int]) -> int:
         """The smallest image side for which every layer in ``layers`` has at least one position."""
@@ -138,8 +127,7 @@ class VGG(nn.Module):
     def forward(self, image: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
         """Features ``(B, C_l, H_l, W_l)`` of each layer, by canonical name, in the network's dtype.
 
-        Arguments:
-            image: ``(B, 3, H, W)`` in [0, 1]; values outside are not clamped, so that gradients reach them.
+        The image ``(B, 3, H, W)`` in [0, 1] is not clamped, so that gradients reach values outside.
         """
         wanted = self.names(layers)
         chain, minimum = self._until(wanted), self.minimum_size(wanted)
@@ -153,9 +141,8 @@ class VGG(nn.Module):
         for layer in chain:
             if layer.startswith("conv"):
                 x = self._convolve(layer, x)
-                captured_convolution = layer in wanted
             elif layer.startswith("relu"):
-                x = F.relu(x, inplace=not captured_convolution)  # never over a captured layer
+                x = F.relu(x, inplace=layer.replace("relu", "conv") not in wanted)  # never over a captured layer
             else:
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
             if layer in wanted:
@@ -163,10 +150,7 @@ class VGG(nn.Module):
         return features
 
     def masks(self, mask: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
-        """A mask, as `images.mask` takes it, on each layer's grid ``(B, 1, H_l, W_l)``.
-
-        Each position gets the covered share of the pixels that were pooled into it.
-        """
+        """A mask, as `images.mask` takes it, on each layer's grid ``(B, 1, H_l, W_l)``: the shares that it covers."""
         mask = images.mask(mask, "mask")
         wanted = self.names(layers)
         guides: dict[str, Tensor] = {}

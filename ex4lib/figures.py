@@ -1,8 +1,4 @@
-"""Labelled grids and curves, saved with what made them.
-
-`save` writes ``figures/NAME.jpg`` or ``figures/NAME.png``, and what it was made from into ``figures/metrics/NN.json``;
-nothing else writes there.
-"""
+"""Labelled grids of pictures, and figures saved with what made them. Only `save` writes into the folder of figures."""
 
 from __future__ import annotations
 
@@ -59,9 +55,7 @@ def grid(
 ) -> Figure:
     """Pictures in rows and columns, with labels outside and a caption under each; None leaves a cell empty.
 
-    Arguments:
-        cell: width of a picture in inches; by default what the widest caption or column label needs, so that labels
-            stay legible where the figure is shown small.
+    ``cell`` is the width of a picture in inches, by default what the widest caption or column label needs.
     """
     columns = max(len(row) for row in rows)
     if cell is None:
@@ -74,14 +68,8 @@ def grid(
     lines = max((text.count("\n") + 1 for row in captions or [] for text in row if text), default=0)
     extra = 0.06 + 0.14 * lines if lines else 0
     with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            (
-                columns * cell + beside,
-                len(rows) * (height + extra + 0.06) + (0.35 if column_labels else 0.05),
-            ),
-            dpi=density,
-            layout="constrained",
-        )
+        size = (columns * cell + beside, len(rows) * (height + extra + 0.06) + (0.35 if column_labels else 0.05))
+        figure = Figure(size, dpi=density, layout="constrained")
         axes = figure.subplots(len(rows), columns, squeeze=False)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         for i, row in enumerate(rows):
@@ -119,9 +107,8 @@ class Saved:
         with Image.open(self.path) as picture:
             shown = picture.convert("RGB")
         if shown.width > SHOWN_WIDTH:
-            shown = shown.resize(
-                (SHOWN_WIDTH, round(shown.height * SHOWN_WIDTH / shown.width)), Image.Resampling.LANCZOS
-            )
+            height = round(shown.height * SHOWN_WIDTH / shown.width)
+            shown = shown.resize((SHOWN_WIDTH, height), Image.Resampling.LANCZOS)
         shown.save(buffer, "JPEG", quality=80)
         return buffer.getvalue()
 
@@ -135,9 +122,8 @@ def save(
     """Write a figure and its row of ``figures/metrics/NN.json``; returns what a notebook shows.
 
     A figure with colour pictures becomes ``figures/NAME.jpg``, any other ``figures/NAME.png``. ``NN`` is the number
-    that the name begins with, or its folder; the file holds the rows of one notebook and, once, the environment in
-    which they were made. Nothing is written while the picture file is there, its row holds the same `content_sha256`
-    and its ``values`` agree to four digits: another processor or version of a library leaves both as they are.
+    that the name begins with, or its folder. Nothing is written while the picture file is there, its row holds the same
+    `content_sha256` and its ``values`` agree to four digits: another processor or version of a library changes neither.
 
     Arguments:
         caption: what the figure shows, also its alt text.
@@ -167,27 +153,8 @@ def save(
     return Saved(path, caption)
 
 
-def saved_rows() -> dict[str, dict]:
-    """The rows of all figures by name: ``caption``, ``values``, ``sha256`` and provenance, also ``environment``."""
-    found = {}
-    for table in sorted((figures_folder() / "metrics").glob("*.json")):
-        content = json.loads(table.read_text("utf-8"))
-        rows = content["figures"].items()
-        found |= {name: row | {"environment": content["environment"]} for name, row in rows}
-    return found
-
-
-def picture_path(name: str) -> Path | None:
-    """The picture file of a figure, or None."""
-    paths = (figures_folder() / f"{name}{suffix}" for suffix in SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
-
-
 def content_sha256(figure: Figure) -> str:
-    """SHA-256 of what a figure shows, apart from how matplotlib draws it.
-
-    It covers the size, the pictures at 8 bits, the labels, and lines and intervals to three digits.
-    """
+    """SHA-256 of what a figure shows: its size, pictures at 8 bits, labels, and lines and intervals to three digits."""
     parts: list[Any] = [_DRAWING, [round(float(side), 2) for side in figure.get_size_inches()]]
     digest = hashlib.sha256()
     for axes in figure.axes:
@@ -215,11 +182,8 @@ def _agree(old: Any, new: Any) -> bool:
         return old.keys() == new.keys() and all(_agree(old[key], new[key]) for key in old)
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_agree, old, new))
-    if isinstance(old, float) or isinstance(new, float):
-        numbers = (int, float)
-        return (
-            isinstance(old, numbers) and isinstance(new, numbers) and math.isclose(old, new, rel_tol=1e-4, abs_tol=1e-6)
-        )
+    if isinstance(old, (int, float)) and isinstance(new, (int, float)) and float in (type(old), type(new)):
+        return math.isclose(old, new, rel_tol=1e-4, abs_tol=1e-6)
     return old == new
 
 

@@ -1,24 +1,19 @@
-"""Folders for figures and caches, files that are written whole or not at all, hashes, installed packages."""
+"""The folder for figures, files that are written whole or not at all, hashes, installed packages."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import tempfile
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_LEFTOVER_SECONDS = 3600  # a file in the making that is older was left by a process that was killed
 
 
 def figures_folder() -> Path:
@@ -36,11 +31,7 @@ def picture_sha256(picture: Tensor) -> str:
 
 
 def optional(module: str, extra: str, package: str | None = None) -> ModuleType:
-    """Import a module of a package (``package`` on PyPI) that only an extra of ``pyproject.toml`` installs.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
+    """Import a module of a package that only an extra installs; the ImportError says how to install ``package``."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -86,23 +77,3 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
     return path
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed while writing have left in a folder an hour ago or earlier."""
-    for path in folder.glob(".*.part"):
-        with contextlib.suppress(OSError):  # another process may remove it too
-            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-                path.unlink()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, the same bytes for the same content."""
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
-
-
-def cache_dir() -> Path:
-    """The user's cache for artwork, pictures and checkpoints: `$EX4_CACHE`, else `~/.cache/ex4lib`."""
-    root = os.environ.get("EX4_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ex4lib"
-    return Path(root)

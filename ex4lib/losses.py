@@ -1,8 +1,6 @@
-"""Style and content as losses: statistics of features, terms, and their weighted sum, one loss per image.
+"""Style and content as losses: terms, and their weighted sum, one loss per image.
 
-A `Statistic` maps features to a tensor that is linear enough to blend: the statistic of a mixture of styles is the
-weighted mean of theirs. An `Objective` maps images ``(B, 3, H, W)`` to losses ``(B,)``; style transfer and guided
-diffusion drive the same object. Nothing here knows who is optimising.
+An `Objective` maps images ``(B, 3, H, W)`` to losses ``(B,)``; style transfer and guided diffusion drive the same one.
 """
 
 from __future__ import annotations
@@ -220,10 +218,8 @@ def _blend(measure: Callable, images, masks, names: list[str], shares: list[floa
     targets = dict.fromkeys(names, 0.0)
     for image, mask, share in zip(images, masks, shares, strict=True):
         if mask is not None and mask.shape[-2:] != image.shape[-2:]:
-            raise ValueError(
-                f"style_masks must have the size of their styles: {image.shape[-2]} x {image.shape[-1]}, got "
-                f"{mask.shape[-2]} x {mask.shape[-1]}"
-            )
+            size, other = (f"{picture.shape[-2]} x {picture.shape[-1]}" for picture in (image, mask))
+            raise ValueError(f"style_masks must have the size of their styles: {size}, got {other}")
         for name, value in measure(check(image, "style image"), mask, names).items():
             targets[name] = targets[name] + share / sum(shares) * value
     return targets

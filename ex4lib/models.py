@@ -59,9 +59,6 @@ SOURCES = {
     },
 }
 
-#: Classifier-free guidance that suits the profile's model of text to image.
-GUIDANCE_SCALES = {"full": 7.5, "mini": 4.0}
-
 
 def profile() -> str:
     """``"full"`` or ``"mini"``, from ``EX4_PROFILE``."""
@@ -84,11 +81,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native_bfloat16(device: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
-    """Whether a device has matrix units for bfloat16, so that it is faster than float32 and not only smaller.
+def chosen_device(name: torch.device | str | None) -> torch.device:
+    """A device by name, or that of `device`."""
+    return device() if name is None else checks.device(name)
 
-    ``vectors`` also counts the dot products of AVX-512, which are enough for autocast in training. A version of torch
-    that does not report the processor's capabilities has False for the CPU.
+
+def native_bfloat16(device: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
+    """Whether a device has matrix units for bfloat16; False for a CPU where torch does not report what it has.
+
+    ``vectors`` also counts the dot products of AVX-512, which are enough for autocast in training.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -117,7 +118,7 @@ def features(
         FileNotFoundError: the weights are not here and cannot be fetched; says what to install or set.
     """
     name = FEATURES[profile()] if name is None else checks.choice(name, "name", ("vgg19", "vgg16", "vgg16-hed"))
-    device = _chosen(device)
+    device = chosen_device(device)
     checks.choice(precision, "precision", ("float32", "bfloat16", "auto"))
     architecture, convolutions, mean, std = _offline_weights() if name == "vgg16-hed" else _torchvision_weights(name)
     network = VGG(architecture, convolutions, mean=mean, std=std, pooling=pooling, padding=padding, name=name)
@@ -125,10 +126,6 @@ def features(
     if precision == "bfloat16" or (precision == "auto" and native_bfloat16(device)):
         network.convolutions.to(torch.bfloat16)  # the normalisation stays in float32
     return network.to(device)
-
-
-def _chosen(name: torch.device | str | None) -> torch.device:
-    return device() if name is None else checks.device(name)
 
 
 def source(part: str, name: str | None = None) -> str:
@@ -141,13 +138,19 @@ def source(part: str, name: str | None = None) -> str:
     name = known[checks.choice(part, "part", known)] if name is None else name
     if name is None:
         raise ValueError(f"the {profile()} profile has no {part}")
-    local = Path(os.environ.get("EX4_MODELS", ""), Path(name).name)
-    return str(local) if os.environ.get("EX4_MODELS") and local.is_dir() else name
+    return str(local(Path(name).name) or name)
+
+
+def local(name: str) -> Path | None:
+    """The file or folder of this name in ``EX4_MODELS``, or None."""
+    folder = os.environ.get("EX4_MODELS")
+    path = Path(folder, name) if folder else None
+    return path if path is not None and path.exists() else None
 
 
 def guidance_scale() -> float:
-    """The profile's default strength of classifier-free guidance."""
-    return GUIDANCE_SCALES[profile()]
+    """Classifier-free guidance that suits the profile's model of text to image."""
+    return {"full": 7.5, "mini": 4.0}[profile()]
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
@@ -182,12 +185,11 @@ def _torchvision_state(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).IMAGENET1K_V1
-    local = Path(os.environ.get("EX4_MODELS", ""), f"{name}.pth")
-    if os.environ.get("EX4_MODELS") and local.is_file():
+    if file := local(f"{name}.pth"):
         try:
-            return torch.load(local, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{local} cannot be read as a weight file of {name}: {error}") from error
+            raise ValueError(f"{file} cannot be read as a weight file of {name}: {error}") from error
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -1,8 +1,7 @@
 """Statistics of features: what describes a style because it does not depend on where things are.
 
 Each maps features ``(B, C, H, W)``, optionally weighted by a mask ``(B or 1, 1, H, W)``, to one tensor per image, in
-at least float32. Target and image go through the same function; targets of several styles blend as weighted means.
-``distance(a, b)`` compares two statistics, ``(B,)``.
+at least float32; those of several styles blend as weighted means. ``distance(a, b)`` compares two statistics, ``(B,)``.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 class Gram:
     """Gram matrix ``G_ij = Σ_p F_ip F_jp / (C · H · W)``, compared by ``mean_ij (G_ij - G*_ij)²``.
 
-    Shape ``(B, C, C)``. The normalisation is the PyTorch tutorial's for a batch of one. Spatially pooled
-    co-activation of channels: it holds no spatial correlation.
+    Shape ``(B, C, C)``. The normalisation is the PyTorch tutorial's for a batch of one.
 
     Source: Gatys et al. (2016), equations 3 and 4. Differs from them in the factors (C·H·W inside, mean outside).
     """
@@ -49,8 +47,7 @@ class Gram:
 class MeanVar:
     """Mean and (biased) variance of each channel, ``(B, 2, C)``, compared by ``MSE(μ, μ*) + MSE(σ², σ²*)``.
 
-    Source: the exercise's "MeanVar" loss; cf. the batch-normalisation loss of Li et al. (arXiv:1701.01036). Differs
-    from the latter in comparing variances, not deviations.
+    Source: the exercise's "MeanVar" loss; Li et al. (arXiv:1701.01036) compare deviations in place of variances.
     """
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -70,8 +67,8 @@ class BuresWasserstein:
     ``W² = ‖μ - μ*‖² + tr(Σ + Σ* - 2 (Σ*^½ Σ Σ*^½)^½)``. Raw moments are kept because they, not covariances, are those
     of a mixture when blended linearly. ``epsilon`` is added to both covariances, which makes the square roots smooth.
 
-    Source: crowsonkb, style-transfer-pytorch. Differs from it in taking the trace of the square root from
-    eigenvalues, whose gradient is exact, in place of Newton-Schulz iterations (see `gaussian_distance`).
+    Source: crowsonkb, style-transfer-pytorch, with exact eigenvalues (see `gaussian_distance`) in place of
+    Newton-Schulz iterations.
     """
 
     epsilon: float = 1e-4
@@ -94,9 +91,8 @@ class BuresWasserstein:
 class SlicedWasserstein:
     """Quantiles of the features along fixed random directions, ``(B, K, Q)``, compared by their mean square.
 
-    ``W² ≈ mean_{k,q} (F_k⁻¹(q) - F*_k⁻¹(q))²``, at mid-quantiles q = (i + ½) / Q, so that a target is computed once and
-    serves every image size. The directions are drawn from ``seed`` and never again: the objective stays the same
-    function, which L-BFGS needs. Blending quantiles gives the one-dimensional Wasserstein barycentre.
+    ``W² ≈ mean_{k,q} (F_k⁻¹(q) - F*_k⁻¹(q))²``, at mid-quantiles q = (i + ½) / Q, so that a target serves every image
+    size. The directions are drawn from ``seed`` once: L-BFGS needs an objective that stays the same function.
 
     Source: Heitz et al., "A Sliced Wasserstein Loss for Neural Texture Synthesis" (2021), equation 6. Differs from it
     in fixed directions and in quantiles.
@@ -154,8 +150,7 @@ def gaussian_distance(
     """Squared 2-Wasserstein distance ``(B,)`` of Gaussians, means ``(B, C)`` and covariances ``(B, C, C)``.
 
     ``W² = ‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_b^½ Σ_a Σ_b^½)^½)``. Both square roots are taken from eigenvalues, which
-    rounding may leave below 0, and below what is known of them: ``floor`` is the least eigenvalue of Σ_a and Σ_b.
-    The gradient with respect to the moments of a is exact.
+    rounding may leave below the least one of Σ_a and Σ_b, ``floor``. The gradient for the moments of a is exact.
 
     Source: Dowson & Landau, "The Fréchet distance between multivariate normal distributions" (1982).
     """
@@ -178,9 +173,9 @@ def second_moment(features: Tensor, mask: Tensor | None = None) -> Tensor:
 class _SecondMoment(torch.autograd.Function):
     """``S = Xᵀ diag(w) X / P`` with the gradient ``dX = diag(w) X (dS + dSᵀ) / P``.
 
-    Autograd would take two products in the backward pass, one for each X; the symmetry needs one. The sum is made in
-    at least float32 while the gradient's product runs in the precision of the features it goes to. The gradient is no
-    view of another tensor, so that autograd adds the deeper layers' gradient to it in place.
+    Autograd would take two products in the backward pass, one for each X. The sum is made in at least float32, the
+    gradient's product in the precision of the features. The gradient is no view of another tensor, so that autograd
+    adds the deeper layers' gradient to it in place.
     """
 
     @staticmethod

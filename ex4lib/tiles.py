@@ -1,9 +1,8 @@
 """Objectives for pictures whose features do not fit into memory: the picture is seen in overlapping tiles.
 
-Gram matrices and raw moments are means over positions. The statistic of the whole picture is therefore the mean of the
-tiles' statistics, weighted by their areas, and one pass without gradients finds it. Its gradient is then known before
-a second pass, which carries it through the network tile by tile. Every position is computed once, in a tile that
-holds all pixels it depends on: loss and gradient are those of the whole picture up to rounding.
+Gram matrices and raw moments are means over positions. One pass without gradients finds those of the whole picture as
+the mean over its tiles, weighted by their areas; a second pass carries the gradient through the network, tile by tile.
+A tile holds all pixels that its positions depend on: loss and gradient are those of the whole picture up to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +31,9 @@ LINEAR = ("gram", "bures")
 
 @dataclasses.dataclass(frozen=True)
 class TiledRecipe(Recipe):
-    """A recipe that sees pictures in tiles of this side where they are larger, for `transfer.stylize`.
+    """A recipe that sees pictures in tiles where they are larger, for `transfer.stylize`.
+
+    ``tile`` is the side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
 
     Example:
         >>> recipe = TiledRecipe(tile=1024)
@@ -48,26 +49,23 @@ class TiledRecipe(Recipe):
     def objective(self, network: VGG, content: Tensor, styles: Sequence[Tensor], **options) -> Objective:
         if max(len(_spans(side, self.tile)) for side in content.shape[-2:]) == 1:
             return super().objective(network, content, styles, **options)
-        return TiledObjective(self, network, content, styles, tile=self.tile, **options)
+        return TiledObjective(self, network, content, styles, **options)
 
 
 class TiledObjective:
     """`transfer.Recipe.objective` in tiles: images ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
 
     Arguments:
-        recipe: a `transfer.Recipe`; its style loss must be one of `LINEAR`.
+        recipe: its style loss must be one of `LINEAR`.
         network: the feature network.
         content, styles: pictures ``(B, 3, H, W)``.
-        tile: side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
         options: style_weights, regions and style_masks of `losses.style_terms`.
     """
 
     history = HISTORY
 
-    def __init__(
-        self, recipe: Recipe, network: VGG, content: Tensor, styles: Sequence[Tensor], *, tile: int = TILE, **options
-    ):
-        self.tile = checks.size(tile, "tile", multiple=ALIGNMENT)
+    def __init__(self, recipe: TiledRecipe, network: VGG, content: Tensor, styles: Sequence[Tensor], **options):
+        self.tile = int(recipe.tile)
         self.statistic: Statistic = STATISTICS[checks.choice(recipe.style_loss, "style_loss in tiles", LINEAR)]()
         self.network = network.variant(pooling=recipe.pooling, padding=recipe.padding)
         options |= {"relative": recipe.relative, "layer_weights": recipe.layer_weights, "measure": self._statistics}
@@ -137,7 +135,7 @@ class TiledObjective:
 
     @torch.no_grad()
     def _content(self, image: Tensor, recipe) -> list[ContentTerm]:
-        layers = [self.network.resolve(layer) for layer in recipe.content_layers]
+        layers = self.network.names(recipe.content_layers)
         targets: dict[str, Tensor] = {}
         for window in self._tiles(image, layers):
             features = self.network(window.crop(image), layers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ex4lib import images
-from ex4lib.files import write_json
+from experiments.files import write_json
 from experiments.judge import Judge
 
 #: The judge of the assignment.

@@ -32,7 +32,7 @@ class Judge:
     @classmethod
     def load(cls, name: str | None = None, *, device: torch.device | str | None = None) -> Judge:
         """The profile's judge, or another by hub id or folder; it is not the one that any text to image model uses."""
-        return cls(models.source("judge", name), models.device() if device is None else checks.device(device))
+        return cls(models.source("judge", name), models.chosen_device(device))
 
     @torch.no_grad()
     def image_features(self, images: Tensor, batch: int = 256) -> Tensor:

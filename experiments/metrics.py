@@ -147,7 +147,7 @@ def texture_distance(
 def content_error(network: VGG, image: ImageSource, content: ImageSource, *, layer: str = "relu4_2") -> float:
     """Normalised feature error ``‖F - F*‖² / ‖F*‖²`` at one layer; 1 is what an image without features scores."""
     network = network.variant(pooling="max", padding="zeros")
-    layer = network.resolve(layer)
+    (layer,) = network.names(layer)
     image, content = _pictures(image, content, "content")
     content = _judged(content, network, image)
     image = images.resize(image.to(content), tuple(content.shape[-2:]))

@@ -13,6 +13,7 @@ whole, and a lock orders the writers, so that interrupted and concurrent sweeps 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -32,13 +33,14 @@ from PIL import Image
 from torch import Tensor
 
 from ex4lib import checks, images
-from ex4lib.files import environment, figures_folder, picture_sha256, remove_leftovers, write_bytes
+from ex4lib.files import environment, figures_folder, picture_sha256, write_bytes
 
 STORED_SIZE = 256
 #: Pictures of a sheet begin at multiples of JPEG's block, so that none of them blurs into its neighbour.
 _BLOCK = 8
 #: Width in pixels at which a sheet begins a new row.
 _SHEET_WIDTH = 2048
+_LEFTOVER_SECONDS = 3600  # a file in the making that is older was left by a process that was killed
 _computed: set[tuple[Path, str]] = set()
 
 
@@ -173,12 +175,20 @@ def _keep(table: Path, key: str, identity: dict, run: Run, seconds: float) -> Ru
         content, places = sheet(run.pictures)
         row["sheet"] = {"sha256": hashlib.sha256(content).hexdigest(), "pictures": places}
     with _locked(table):
-        remove_leftovers(table.parent)
+        _remove_leftovers(table.parent)
         if run.pictures:
-            remove_leftovers(path.parent)
+            _remove_leftovers(path.parent)
             write_bytes(path, content)
         write_rows(table, rows(table) | {key: row})
         return _found(table, key)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed while writing have left in a folder an hour ago or earlier."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # another process may remove it too
+            if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _recalled(table: Path, key: str) -> Run | None:

@@ -32,7 +32,7 @@ def inversion(
     Values: ``feature_error`` (normalised, at the layer), ``psnr``, ``ssim``, ``lpips`` against the target (None where
     the network is no VGG-16), ``brightness``, ``losses``. Picture: ``image``.
     """
-    layer = network.resolve(layer)
+    (layer,) = network.names(layer)
 
     def compute() -> Run:
         generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def texture(
 
     Values: ``distances`` by judged layer (Gram, relative, at the texture's own size), ``losses``. Picture: ``image``.
     """
-    layers = [network.resolve(layer) for layer in layers]
+    layers = network.names(layers)
 
     def compute() -> Run:
         generator = torch.Generator().manual_seed(seed)

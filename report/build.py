@@ -21,11 +21,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-from documents import DOCUMENTS, MODELS, publish
+from documents import DOCUMENTS, MODELS, picture_path, publish
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from ex4lib import figures, files, images, models
+from ex4lib import files, images, models
+from experiments.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -113,7 +114,7 @@ def copied(path: Path, copy: Path) -> bool:
     if os.environ.get("EX4_STORE") != "ignore" and copy.is_file() and mark.is_file():
         made = json.loads(mark.read_text())
         unchanged = made["cells"] == cells_sha256(path) and made["files"] == digests(made["files"])
-        if unchanged and all(map(figures.picture_path, made["figures"])):
+        if unchanged and all(map(picture_path, made["figures"])):
             return False
     mark.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +124,7 @@ def copied(path: Path, copy: Path) -> bool:
     if names is not None:
         made = {"cells": cells_sha256(path), "files": digests(used_files(names)), "figures": sorted(figures_of(path))}
         made["runs"] = [name.removeprefix("run:") for name in names if name.startswith("run:")]
-        files.write_json(mark, made)
+        write_json(mark, made)
     return True
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from ex4lib import figures, files, images
+from experiments.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "report" / "manifest.json"
@@ -40,6 +41,22 @@ ASSIGNMENT4 = Document(ROOT / "report" / "assignment4.typ", ROOT / "report" / "a
 DOCUMENTS = (EX4, CS180, ASSIGNMENT4)
 
 
+def saved_rows() -> dict[str, dict]:
+    """The rows of all figures by name: ``caption``, ``values``, ``sha256`` and provenance, also ``environment``."""
+    found = {}
+    for table in sorted((files.figures_folder() / "metrics").glob("*.json")):
+        content = json.loads(table.read_text("utf-8"))
+        rows = content["figures"].items()
+        found |= {name: row | {"environment": content["environment"]} for name, row in rows}
+    return found
+
+
+def picture_path(name: str) -> Path | None:
+    """The picture file of a figure, or None."""
+    paths = (files.figures_folder() / f"{name}{suffix}" for suffix in figures.SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def used(source: Path) -> tuple[set[str], set[str]]:
     """Names of the figures that a source and its parts show, and of those whose numbers they read."""
     found = _uses(source)
@@ -53,15 +70,15 @@ def inputs(source: Path) -> dict[str, str]:
     Raises:
         RuntimeError: a figure, a row or a card is missing.
     """
-    rows = figures.saved_rows()
+    rows = saved_rows()
     shown, read = used(source)
     cards = _cards(source)
-    missing = {name for name in shown if not figures.picture_path(name)} | (read - rows.keys())
+    missing = {name for name in shown if not picture_path(name)} | (read - rows.keys())
     missing |= {name for name, card in cards.items() if not card.is_file()}
     if missing:
         raise RuntimeError(f"{source.name} needs figures that are not there: {', '.join(sorted(missing))}")
     found = {name: part.read_bytes() for name, part in _parts(source).items()}
-    found |= {name: figures.picture_path(name).read_bytes() for name in shown}
+    found |= {name: picture_path(name).read_bytes() for name in shown}
     found |= {f"row of {name}": json.dumps(_lasting(rows[name]), sort_keys=True).encode() for name in read}
     if _shows_gallery(source):
         found |= {f"exported/{path.name}": path.read_bytes() + caption.encode() for path, caption in exported()}
@@ -71,7 +88,7 @@ def inputs(source: Path) -> dict[str, str]:
 
 def exported() -> list[tuple[Path, str]]:
     """Figures that a user exported, with their captions, by name; what is no readable picture is left out."""
-    rows, found = figures.saved_rows(), []
+    rows, found = saved_rows(), []
     folder = files.figures_folder() / "exported"
     for path in sorted(path for path in folder.glob("*") if path.suffix in figures.SUFFIXES):
         try:
@@ -100,9 +117,9 @@ def compile_report(source: Path, target: Path) -> None:
         for name, card in _cards(source).items():
             if card.is_file():
                 _lay(card, Path(place, "models", name, card.name))
-        files.write_json(Path(place, "metrics.json"), figures.saved_rows())
+        write_json(Path(place, "metrics.json"), saved_rows())
         for name in sorted(used(source)[0]):
-            if path := figures.picture_path(name):
+            if path := picture_path(name):
                 _lay(path, Path(place, path.name))
                 suffixes[name] = path.suffix
         for i, (path, caption) in enumerate(exported()):
@@ -171,7 +188,7 @@ def publish(document: Document, manifest: Path = MANIFEST) -> bool:
     compile_report(document.source, document.target)
     rows = json.loads(manifest.read_text()) if manifest.is_file() else {}
     pdf = hashlib.sha256(document.target.read_bytes()).hexdigest()
-    files.write_json(manifest, rows | {document.target.name: {"pdf": pdf, "inputs": made_from}})
+    write_json(manifest, rows | {document.target.name: {"pdf": pdf, "inputs": made_from}})
     return True
 
 

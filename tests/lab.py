@@ -15,7 +15,7 @@ import psutil
 from ipykernel.kernelspec import write_kernel_spec
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
-from ex4lib import files
+from experiments.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Pixels of a small laptop's screen.
@@ -61,7 +61,7 @@ def served(folder: Path) -> Iterator[Callable[[Path], str]]:
         ("jupyter_lab_config", {"ServerApp": server_settings, "LabApp": {"extension_manager": "readonly"}}),
         ("labconfig/default_setting_overrides", quiet),
     ):
-        files.write_json(folder / "config" / f"{name}.json", content)
+        write_json(folder / "config" / f"{name}.json", content)
     variables = {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "JUPYTER_CONFIG_DIR": str(folder / "config"),

@@ -10,13 +10,14 @@ from diffusers import UNet2DConditionModel
 
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.diffusion.process import Level, posterior_mean
+from ex4lib.diffusion.process import Level
 from ex4lib.optimisation import PATIENCE
 from experiments.assignment import distil_prompt, split_options
 from experiments.canvases import CoordinateNetwork
 from experiments.distillation import loop
 from experiments.distillation.loop import Canvas, distil
 from experiments.distillation.rules import DDS, PDS, SDS, VSD, Adapter, literal_coefficient, tweedie_coefficients
+from experiments.posterior import posterior_mean
 from tests.random_models import save_stable_diffusion
 
 D = torch.float64

@@ -13,9 +13,10 @@ from ex4lib.diffusion import editing, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
-from ex4lib.diffusion.process import Level, posterior_mean, posterior_variance, strided_timesteps
+from ex4lib.diffusion.process import Level, strided_timesteps
 from ex4lib.diffusion.sampling import begin, finish, sample
 from experiments.loop_scores import seam_ratio
+from experiments.posterior import posterior_mean, posterior_variance
 from tests.random_models import save_stable_diffusion
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from documents import saved_rows
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -33,7 +34,7 @@ def test_a_figure_carries_its_provenance(folder, plot):
     (row,) = table["figures"].values()
     assert row["caption"] == "Größe" and row["values"] == {"loss": [1, 2.5]} and row["config"] == {"seed": 3}
     assert {"torch", "python", "device"} <= set(table["environment"])
-    assert figures.saved_rows() == {"07_name": row | {"environment": table["environment"]}}
+    assert saved_rows() == {"07_name": row | {"environment": table["environment"]}}
 
 
 def test_a_lossless_figure_holds_its_row(folder, plot):
@@ -41,7 +42,7 @@ def test_a_lossless_figure_holds_its_row(folder, plot):
     with Image.open(path) as picture:
         row = json.loads(picture.text["ex4lib"])
     assert row["config"] == {"seed": 3} and "torch" in row["environment"]
-    assert {"exported/name": row} == figures.saved_rows() and (folder / "metrics" / "exported.json").is_file()
+    assert {"exported/name": row} == saved_rows() and (folder / "metrics" / "exported.json").is_file()
 
 
 def test_saving_twice_gives_the_same_bytes(folder, plot):
@@ -86,7 +87,7 @@ def test_a_missing_picture_or_row_is_written_again(folder, plot):
     assert path.read_bytes() == content
     (folder / "metrics" / "01.json").unlink()
     figures.save(plot, "01_name", caption="c")
-    assert set(figures.saved_rows()) == {"01_name"}
+    assert set(saved_rows()) == {"01_name"}
 
 
 def test_a_notebook_shows_no_figure_larger_than_it_is_seen(folder):
@@ -100,7 +101,7 @@ def test_rows_of_other_figures_are_kept(folder, plot):
     figures.save(plot, "first", caption="1")
     figures.save(plot, "second", caption="2")
     figures.save(plot, "first", caption="3")
-    rows = figures.saved_rows()
+    rows = saved_rows()
     assert {name: row["caption"] for name, row in rows.items()} == {"first": "3", "second": "2"}
 
 

@@ -13,6 +13,7 @@ import torch
 
 import experiments.store as store_module
 from ex4lib import files, images, models
+from experiments.files import write_json
 from experiments.store import Run, stored
 
 
@@ -267,8 +268,8 @@ def test_the_figures_folder(monkeypatch, tmp_path):
 
 
 def test_json_is_written_the_same_way(tmp_path):
-    files.write_json(tmp_path / "a.json", {"b": 1, "a": "größer"})
-    files.write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
+    write_json(tmp_path / "a.json", {"b": 1, "a": "größer"})
+    write_json(tmp_path / "b.json", {"a": "größer", "b": 1})
     content = (tmp_path / "a.json").read_bytes()
     assert content == (tmp_path / "b.json").read_bytes() == '{\n "a": "größer",\n "b": 1\n}\n'.encode()
 

@@ -14,7 +14,8 @@ def objectives(network, picture, recipe, tile=64, size=(150, 231), **options):
     content, image = picture(*size), picture(*size)
     styles = [picture(130, 170), picture(97, 64)]
     whole = recipe.objective(network, content, styles, **options)
-    return whole, tiles.TiledObjective(recipe, network, content, styles, tile=tile, **options), image
+    recipe = tiles.TiledRecipe(**vars(recipe), tile=tile)
+    return whole, tiles.TiledObjective(recipe, network, content, styles, **options), image
 
 
 @pytest.mark.parametrize("style_loss", tiles.LINEAR)
@@ -55,11 +56,10 @@ def test_a_tile_outside_of_all_regions(small, picture):
     recipe = dataclasses.replace(transfer.DEFAULT, content_weight=0.0)
     left = torch.zeros(1, 1, 64, 200, dtype=torch.float64)
     left[..., :40] = 1
-    objectives = (recipe.objective, lambda *arguments, **options: tiles.TiledObjective(recipe, *arguments, **options))
     content, style, point = picture(64, 200), picture(64, 64), picture(64, 200).requires_grad_()
     whole, tiled = (
-        torch.autograd.grad(make(small, content, [style], regions=[left], **tile)(point).sum(), point)[0]
-        for make, tile in zip(objectives, ({}, {"tile": 64}), strict=True)
+        torch.autograd.grad(kind.objective(small, content, [style], regions=[left])(point).sum(), point)[0]
+        for kind in (recipe, tiles.TiledRecipe(**vars(recipe), tile=64))
     )
     torch.testing.assert_close(tiled, whole, rtol=1e-6, atol=1e-9 * whole.abs().max().item())
 
@@ -75,9 +75,9 @@ def test_an_optimisation_in_tiles_is_that_of_the_whole(small, picture):
     [({"style_loss": "sliced"}, 64, "style_loss in tiles must be gram or bures"), ({}, 50, "multiple of 32, got 50")],
 )
 def test_what_tiles_cannot_do(small, picture, recipe, tile, message):
-    recipe = dataclasses.replace(transfer.DEFAULT, **recipe)
     with pytest.raises(ValueError, match=message):
-        tiles.TiledObjective(recipe, small, picture(64, 64), [picture(64, 64)], tile=tile)
+        recipe = tiles.TiledRecipe(**recipe, tile=tile)
+        tiles.TiledObjective(recipe, small, picture(64, 64), [picture(64, 64)])
 
 
 def test_a_recipe_in_tiles_paints_the_same_picture(small, picture):

@@ -19,6 +19,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from documents import saved_rows
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -315,7 +316,7 @@ def test_export_writes_figure_provenance_and_typst(tmp_path):
     assert row["config"] == {"explorer": "Test", "weight": 1.0, "kind": "a", "seed": 11, "step": 4, "total": 4}
     assert row["seed"] == 11 and row["weights"] == {"nothing": "0" * 64} and len(row["inputs"]["grey"]) == 64
     assert row["values"]["losses"] == [0.75, 0.5, 0.25, 0.0] and "torch" in row["environment"]
-    assert figures.saved_rows()["exported/my-figure_1"] == row
+    assert saved_rows()["exported/my-figure_1"] == row
     assert str(path) in explorer.status.value
     assert (
         "#figure(image(&quot;exported/my-figure_1.png&quot;, alt: &quot;Test, step 4 of 4: " in explorer.exported.value
@@ -740,7 +741,7 @@ print(ipywidgets.__version__, explorer.status.value)
 )
 def test_the_same_code_runs_on_ipywidgets_7():
     """The folder: pip install --no-deps --target FOLDER ipywidgets==7.7.1 ipython_genutils."""
-    path = os.pathsep.join([os.environ["EX4_IPYWIDGETS_7"], str(ROOT)])
+    path = os.pathsep.join([os.environ["EX4_IPYWIDGETS_7"], str(ROOT), str(ROOT / "report")])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", OLD], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ex4lib.files import cache_dir
+from experiments.files import cache_dir
 
 from .things import THINGS, Thing
 

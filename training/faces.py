@@ -5,7 +5,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from ex4lib.files import cache_dir
+from experiments.files import cache_dir
 
 from .artwork import FAMILIES, SPRITE, WORLD, Sprites, icons
 from .pictures import write_atomically

@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ex4lib import cli
-from ex4lib.files import cache_dir
+from experiments.files import cache_dir
 
 from . import networks
 from .deepening import deepened

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ex4lib.files import cache_dir
+from experiments.files import cache_dir
 
 from .artwork import WORLD, Sprites
 from .stickers import render, sample_scene

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from transformers import CLIPTextModel
 
-from ex4lib.files import cache_dir
 from ex4lib.models import weights_sha256
+from experiments.files import cache_dir
 
 from . import networks
 from .contrastive import Contrastive

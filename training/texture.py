@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ex4lib import models
 from ex4lib.features import BLOCKS, VGG
-from ex4lib.files import cache_dir
 from ex4lib.images import write_bytes
 from ex4lib.statistics import second_moment
+from experiments.files import cache_dir
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1")
 KEPT = 5  # convolutions up to relu3_1

@@ -3,7 +3,6 @@
 Every sample of the supported schedulers is ``x = a·x0 + b·ε`` with a clean sample x0 and noise ε ~ N(0, I). In the
 variance preserving space of DDPM, DDIM, PNDM, DPM++ and UniPC, ``a = √ᾱ`` and ``b = √(1-ᾱ)``; in the space of the
 Euler and Heun schedulers, ``a = 1`` and ``b = σ = √((1-ᾱ)/ᾱ)``; in rectified flow, ``a = 1-σ`` and ``b = σ``.
-Everything else follows from a and b.
 """
 
 from __future__ import annotations
@@ -70,10 +69,7 @@ class Level:
         return (sample - a * output) / b
 
     def output_shift(self, noise_shift: Tensor, prediction: str) -> Tensor:
-        """What a shift of ε is in the network's output.
-
-        ``δε``, ``δv = (r/a)·δε``, ``δx0 = -(b/a)·δε``, or ``δu = ((a + b)/a)·δε``.
-        """
+        """A shift of ε in the output: ``δε``, ``δv = (r/a)·δε``, ``δx0 = -(b/a)·δε``, ``δu = ((a+b)/a)·δε``."""
         if prediction == "epsilon":
             return noise_shift
         if prediction == "v_prediction":
@@ -89,29 +85,6 @@ class Level:
     def noise_shift(self, clean_shift: Tensor) -> Tensor:
         """What a shift of x0 is in ε at the same x: ``δε = -(a/b)·δx0``."""
         return -(self.signal / self.noise) * clean_shift
-
-
-def posterior(now: Level, then: Level, alpha: float | None = None) -> tuple[float, float, float]:
-    """A less noisy sample, given a noisy one and x0: the coefficients of x0 and x in its mean, and its variance.
-
-    ``√ᾱ'·β/(1-ᾱ)``, ``√α·(1-ᾱ')/(1-ᾱ)`` and ``(1-ᾱ')/(1-ᾱ)·β`` with ``β = 1-α`` and, unless it is given, ``α = ᾱ/ᾱ'``.
-    Both levels are variance preserving, and steps may be skipped. Source: Ho et al. (2020), equation 7; CS180 project
-    5, equation 3.
-    """
-    alpha = now.alpha_bar / then.alpha_bar if alpha is None else alpha
-    share = then.noise**2 / now.noise**2
-    return then.signal * (1 - alpha) / now.noise**2, math.sqrt(alpha) * share, share * (1 - alpha)
-
-
-def posterior_mean(now: Level, then: Level, clean: Tensor, sample: Tensor) -> Tensor:
-    """The mean of `posterior`."""
-    of_clean, of_sample, _ = posterior(now, then)
-    return of_clean * clean + of_sample * sample
-
-
-def posterior_variance(now: Level, then: Level) -> float:
-    """The variance of `posterior`."""
-    return posterior(now, then)[2]
 
 
 def strided_timesteps(stride: int = 30, first: int = 990) -> list[int]:

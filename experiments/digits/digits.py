@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ex4lib.files import cache_dir
+from experiments.files import cache_dir
 
 from .unet import SIZE
 

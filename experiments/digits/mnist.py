@@ -19,9 +19,9 @@ import typer
 from safetensors import safe_open
 
 from ex4lib import cli
-from ex4lib.files import cache_dir
 from ex4lib.images import write_bytes
 from ex4lib.models import EMBEDDED, device
+from experiments.files import cache_dir
 
 from .digits import Digits, load
 from .loop import Recipe, Training, identity, read_weights, snapshot_path, train

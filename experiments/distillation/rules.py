@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ex4lib import checks
 from ex4lib.diffusion.denoisers import Denoiser
-from ex4lib.diffusion.process import Level, posterior, posterior_variance
+from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
+from experiments.posterior import posterior, posterior_variance
 
 #: Weights w of the score as functions of ᾱ. DreamFusion's is 1-ᾱ; the assignment's is 1.
 WEIGHTS: dict[str, Callable[[float], float]] = {"constant": lambda a: 1.0, "variance": lambda a: 1 - a}
