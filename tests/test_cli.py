@@ -250,7 +250,7 @@ def test_an_interrupted_folder_loses_no_picture_and_computes_none_twice(run, tmp
         images.save(torch.full((1, 3, 8, 8), number / 4), tmp_path / "in" / f"{number}.png")
     painted = []
 
-    def stylize(network, photo, paintings, **options):
+    def stylize(network, photo, style, **options):
         painted.append(photo.mean().item())
         return transfer.Result(photo, 1.0, [1.0], {}, 0.1, [], interrupted=len(painted) == 2)
 

@@ -18,10 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-COMMANDS = (
-    *(pictures.stylize, pictures.invert, pictures.texture),
-    *(guide.guide, info.info),
-)
+COMMANDS = (pictures.stylize, pictures.invert, pictures.texture, guide.guide, info.info)
 
 
 def interruptible(command: Callable) -> Callable:

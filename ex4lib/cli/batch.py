@@ -22,11 +22,7 @@ FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """Files, URLs and shipped names as they are; folders and patterns such as ``photos/*.jpg`` as sorted files.
-
-    Raises:
-        ValueError: a folder or pattern without pictures.
-    """
+    """Files, URLs and shipped names as they are; folders and patterns such as ``photos/*.jpg`` as sorted files."""
     found: list[str] = []
     for source in sources:
         path = Path(source).expanduser() if "://" not in source else None
@@ -43,11 +39,7 @@ def expand(sources: Sequence[str]) -> list[str]:
 
 
 def targets(photographs: Sequence[str], output: Path, ending: str) -> list[Path]:
-    """Where each result goes: ``output`` itself if it is a picture file, else files in the folder ``output``.
-
-    Raises:
-        ValueError: several pictures for one file, a place that cannot be written, or one that holds a photograph.
-    """
+    """Where each result goes: ``output`` itself if it is a picture file, else files in the folder ``output``."""
     if output.suffix.lower() in PICTURES and not output.is_dir():
         if len(photographs) > 1:
             raise ValueError(f"the output of {len(photographs)} pictures must be a folder, got {str(output)!r}")

@@ -25,8 +25,8 @@ def guide(
     style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
     output: options.Output,
     style_scale: options.StyleScale = None,
-    style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
+    style_weights: options.StyleWeights = None,
+    regions: options.Regions = None,
     style_loss: options.StyleLoss = "gram",
     preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
@@ -59,9 +59,8 @@ def guide(
     checks.prompts(prompt)
     inputs = [*style, *(options.parts(regions, "regions") or []), image, mask]
     paths = _paths(output, count, inputs)
-    call = {"num_inference_steps": steps, "negative_prompt": negative_prompt}
-    scale = models.guidance_scale() if guidance_scale is None else guidance_scale
-    call |= {"guidance_scale": scale, "num_images_per_prompt": count}
+    call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "num_images_per_prompt": count}
+    call |= {"guidance_scale": models.guidance_scale() if guidance_scale is None else guidance_scale}
     call |= {"eta": eta} if eta else {}
     checks.choice(preset, "preset", guidance.PRESETS)
     checks.choice(style_loss, "style_loss", STATISTICS)
@@ -77,8 +76,8 @@ def guide(
     arguments |= {"guidance": settings, "features": network}
     generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
     call |= {"prompt": prompt, "generator": generators}
-    write = options.preview_callback(preview, inputs=inputs)
-    drawn, trace, interrupted = _drawn(pipe, call, paintings, arguments, write)
+    callback = options.preview_callback(preview, inputs=inputs)
+    drawn, trace, interrupted = _drawn(pipe, call, paintings, arguments, callback)
     record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted}
     record |= {name: value for name, value in call.items() if name not in ("image", "mask_image", "generator")}
     for number, path in enumerate(paths):

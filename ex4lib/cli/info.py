@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
@@ -11,13 +10,6 @@ import typer
 
 from ex4lib import files, images, models
 from ex4lib.features import BLOCKS
-
-#: Optional packages: what imports them, what they are for, and what installs them.
-EXTRAS = (
-    ("lpips", "LPIPS", 'pip install "ex4lib[metrics]"'),
-    ("skimage", "PSNR, SSIM", 'pip install "ex4lib[metrics]"'),
-    ("pillow_heif", "HEIC photographs", "pip install pillow-heif"),
-)
 
 
 def info() -> None:
@@ -32,9 +24,8 @@ def info() -> None:
         rows.append((f"network {name}", _network(name)))
     for profile, sources in models.SOURCES.items():
         rows += [(f"{profile}: {part}", _model(name)) for part, name in sources.items() if name is not None]
-    for module, use, command in EXTRAS:
-        found = importlib.util.find_spec(module) is not None
-        rows.append((f"package {module}", f"found ({use})" if found else f"missing; for {use}: {command}"))
+    found = importlib.util.find_spec("pillow_heif") is not None
+    rows.append(("HEIC photographs", "can be read" if found else "cannot be read; pip install pillow-heif"))
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         typer.echo(f"{label:<{width}}  {text}")
@@ -48,10 +39,8 @@ def _network(name: str) -> str:
             return f"missing: {error}"
     from torchvision.models import get_model_weights
 
-    file = Path(get_model_weights(name).IMAGENET1K_V1.url).name
-    folders = [Path(folder, f"{name}.pth") for folder in [os.environ.get("EX4_MODELS")] if folder]
-    places = [*folders, Path(torch.hub.get_dir(), "checkpoints", file)]
-    found = next((path for path in places if path.is_file()), None)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(get_model_weights(name).IMAGENET1K_V1.url).name)
+    found = models.local(f"{name}.pth") or (cached if cached.is_file() else None)
     return f"found: {found}" if found else f"missing; fetched at first use, or put {name}.pth into EX4_MODELS"
 
 
@@ -59,10 +48,9 @@ def _model(name: str) -> str:
     """Where a folder or hub model is: the folder, EX4_MODELS, or the cache of the hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = os.environ.get("EX4_MODELS")
-    for place in [Path(name), *([Path(folder, Path(name).name)] if folder else [])]:
-        if place.is_dir():
-            return f"found: {place}"
+    place = Path(name) if Path(name).is_dir() else models.local(Path(name).name)
+    if place is not None:
+        return f"found: {place}"
     if Path(name).is_absolute():
         return f"missing: {name} is not in this installation"
     for file in ("model_index.json", "config.json"):

@@ -21,10 +21,7 @@ def default(function: Callable, name: str) -> Any:
 
 
 def within(low: float | None = None, high: float | None = None, *, above: float | None = None) -> Callable:
-    """A callback that refuses numbers outside a range, and what is not finite, before the command begins.
-
-    Typer's own ``min`` and ``max`` let nan through and need five lines to say what is wrong.
-    """
+    """A callback that refuses numbers outside a range, and nan, which typer's own ``min`` and ``max`` let through."""
 
     def check(parameter: typer.CallbackParam, value: Any) -> Any:
         if isinstance(value, int):
@@ -50,6 +47,9 @@ Start = Annotated[str, typer.Option(help="content, noise, grey, statistics, or a
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", callback=within(0, 2**64 - 1))]
 Network = Annotated[str | None, typer.Option(help="vgg19, vgg16 or vgg16-hed; default by EX4_PROFILE.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is fast.")]
+Layers = Annotated[str, typer.Option(help="Style layers, separated by commas.")]
+StyleWeights = Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")]
+Regions = Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")]
 StyleLoss = Annotated[str, typer.Option(help=f"One of {', '.join(STATISTICS)}.")]
 Preview = Annotated[Path | None, typer.Option(help="Picture file that is rewritten every two seconds meanwhile.")]
 Quality = Annotated[int, typer.Option(help="1 to 100, of .jpg and .webp files.", callback=within(1, 100))]

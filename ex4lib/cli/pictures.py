@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,17 +17,19 @@ from ex4lib.cli.options import default, within
 from ex4lib.optimisation import RATES, Result
 from ex4lib.transfer import DEFAULT, invert_steps, stylize_steps, synthesize_steps
 
+LAYERS = ",".join(DEFAULT.style_layers)
+
 
 def stylize(
     pictures: Annotated[list[str], typer.Argument(help="Photographs: files, folders, patterns; last, the painting.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A picture file, or a folder for many.")],
     style: Annotated[list[str] | None, typer.Option(help="A painting; several are blended or share regions.")] = None,
-    style_weights: Annotated[str | None, typer.Option(help="Shares of the styles, such as 2,1.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Masks of the result, one per style: a.png,b.png.")] = None,
+    style_weights: options.StyleWeights = None,
+    regions: options.Regions = None,
     style_masks: Annotated[str | None, typer.Option(help="Masks of the paintings, one per style, or none.")] = None,
     size: options.Size = default(stylize_steps, "size"),
     scales: Annotated[str | None, typer.Option(help="Longer sides from coarse to fine, such as 128,256.")] = None,
-    layers: Annotated[str, typer.Option(help="Style layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
+    layers: options.Layers = LAYERS,
     tile: Annotated[int, typer.Option(help="Tiles of this side for large pictures; 0: none.", callback=within(0))] = 0,
     style_loss: options.StyleLoss = DEFAULT.style_loss,
     style_weight: options.Weight = DEFAULT.style_weight,
@@ -69,13 +72,10 @@ def stylize(
     for name, given in masks.items():
         settings[name] = given and [mask if mask is None else files.picture_sha256(mask) for mask in given]
     settings |= arguments | {"recipe": dataclasses.asdict(recipe)}
-
-    def paint(network, photo, **shared) -> Result:
-        return transfer.stylize(network, photo, paintings, **arguments, **masks, **shared)
-
+    paint = functools.partial(transfer.stylize, style=paintings, **arguments, **masks)
     shared = (start, network, precision, seed, preview)
     inputs = [*styles, *(options.parts(regions, "regions") or []), *(options.parts(style_masks, "style_masks") or [])]
-    _run(photographs, paths, settings, paint, shared=shared, inputs=inputs, keep_alpha=keep_alpha, quality=quality)
+    _run(photographs, paths, settings, paint, shared, inputs=inputs, keep_alpha=keep_alpha, quality=quality)
 
 
 def invert(
@@ -100,21 +100,15 @@ def invert(
     """
     arguments = {"tv_weight": tv_weight, "evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
     (name,) = checks.names([layer], "layer")
-    _run(
-        [target],
-        [output],
-        {"layer": layer, "size": size, **arguments},
-        lambda vgg, picture, **shared: transfer.invert(vgg, picture, name, **arguments, **shared),
-        shared=(start, network, precision, seed, preview),
-        size=size,
-        quality=quality,
-    )
+    paint = functools.partial(transfer.invert, layer=name, **arguments)
+    settings, shared = {"layer": layer, "size": size, **arguments}, (start, network, precision, seed, preview)
+    _run([target], [output], settings, paint, shared, size=size, quality=quality)
 
 
 def texture(
     style: Annotated[str, typer.Argument(help="The picture whose texture is made anew.")],
     output: options.Output,
-    layers: Annotated[str, typer.Option(help="Layers, separated by commas.")] = ",".join(DEFAULT.style_layers),
+    layers: options.Layers = LAYERS,
     size: options.Size = default(stylize_steps, "size"),
     style_loss: options.StyleLoss = default(synthesize_steps, "style_loss"),
     tv_weight: options.Smoothness = default(synthesize_steps, "tv_weight"),
@@ -134,39 +128,30 @@ def texture(
     """
     arguments = {"size": size, "style_loss": style_loss, "tv_weight": tv_weight}
     arguments |= {"evaluations": evaluations, "seconds": seconds, "optimiser": optimiser}
-    names = checks.names(layers, "layers")
-    _run(
-        [style],
-        [output],
-        {"layers": layers, **arguments},
-        lambda vgg, picture, **shared: transfer.synthesize(vgg, picture, names, **arguments, **shared),
-        shared=(start, network, precision, seed, preview),
-        size=size,
-        quality=quality,
-    )
+    paint = functools.partial(transfer.synthesize, layers=checks.names(layers, "layers"), **arguments)
+    settings, shared = {"layers": layers, **arguments}, (start, network, precision, seed, preview)
+    _run([style], [output], settings, paint, shared, size=size, quality=quality)
 
 
 def _recipe(layers: str, tile: int, **weights) -> transfer.Recipe:
     """The default recipe with other weights, layers and, above 0, tiles."""
     recipe = dataclasses.replace(DEFAULT, **weights)
-    if layers != ",".join(DEFAULT.style_layers):
+    if layers != LAYERS:
         recipe = dataclasses.replace(recipe, style_layers=tuple(checks.names(layers, "layers")), layer_weights=None)
-    if tile:
-        fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-        recipe = tiles.TiledRecipe(**fields, tile=checks.size(tile, "tile", multiple=tiles.ALIGNMENT))
-    return recipe
+    return tiles.TiledRecipe(**vars(recipe), tile=tile) if tile else recipe
 
 
 def _run(
     sources: Sequence[str],
     paths: Sequence[Path],
     settings: dict,
-    recipe: Callable,
+    paint: Callable[..., Result],
+    shared: tuple,
     *,
-    shared,
     inputs: Sequence[str] = (),
     **saving,
 ) -> None:
+    """Apply ``paint(network, picture, ...)`` to every source; ``shared`` holds the options of all commands here."""
     start, network, precision, seed, preview = shared
     begin = start if start in transfer.STARTS else images.load(start)
     checks.choice(settings["optimiser"], "optimiser", RATES)
@@ -181,6 +166,6 @@ def _run(
     def one(picture: images.Tensor) -> Result:
         generator = torch.Generator().manual_seed(seed)
         progress = len(sources) == 1
-        return recipe(vgg, picture, start=begin, generator=generator, progress=progress, callback=callback)
+        return paint(vgg, picture, start=begin, generator=generator, progress=progress, callback=callback)
 
     batch.run(sources, paths, settings, one, **saving)
