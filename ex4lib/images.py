@@ -38,7 +38,7 @@ MAX_PIXELS = 100_000_000
 LARGE = 4_000_000
 #: Limits of a download, in bytes and in seconds from its start to its end.
 MAX_DOWNLOAD, MAX_SECONDS = 64 * 2**20, 60
-#: Formats that are only pixels. PostScript, for example, is a program, and Pillow would start an interpreter for it.
+#: Formats that are only pixels. PostScript, for example, is a program, which Pillow would run.
 RASTER_FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
     *("PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
@@ -73,11 +73,7 @@ def load(source: ImageSource, size: int | None = None) -> Tensor:
 
 
 def picture(source: ImageSource, argument: str = "picture", size: int | None = None) -> Tensor:
-    """The gate for pictures: `load`, with errors that name the argument. A tensor keeps its float precision.
-
-    Raises:
-        ValueError, FileNotFoundError: as `load`.
-    """
+    """The gate for pictures: `load`, with errors that name the argument. A tensor keeps its float precision."""
     size = None if size is None else checks.size(size)
     if isinstance(source, Tensor):
         image = check(source, argument)
@@ -90,11 +86,10 @@ def picture(source: ImageSource, argument: str = "picture", size: int | None = N
         except (OSError, SyntaxError) as error:  # a file that is decoded only now
             raise ValueError(f"{argument} cannot be decoded: {error}") from error
     elif isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str):
-        image = _read(os.fspath(source), lambda opened: _converted(opened, size, draft=True))
+        image = _read(os.fspath(source), lambda opened: from_pil(opened, size, draft=True))
     else:
-        raise ValueError(
-            f"{argument} must be a name, path, URL, PIL picture, array or tensor, got {checks.describe(source)}"
-        )
+        accepted = "a name, path, URL, PIL picture, array or tensor"
+        raise ValueError(f"{argument} must be {accepted}, got {checks.describe(source)}")
     return image if size is None else resize(image, size)
 
 
@@ -109,9 +104,8 @@ def pictures(source: ImageSource | list | tuple, argument: str = "pictures") -> 
 def mask(source: ImageSource, argument: str = "mask", grid: tuple[int, int] | None = None) -> Tensor:
     """The gate for masks: anything `load` takes, of any number type and 1 to 4 channels, as ``(B, 1, H, W)``.
 
-    Booleans are 0 and 1; integers above 1 are levels of 8 or 16 bits, also as whole floats up to 255; the colour
-    channels are averaged; a fourth channel is transparency, which is outside the mask. The result is float32 in
-    [0, 1]; ``grid`` ``(H, W)`` resamples it.
+    Booleans are 0 and 1; integers above 1 are levels of 8 or 16 bits, also as whole floats up to 255; colours are
+    averaged; what is transparent is outside. The result is float32 in [0, 1]; ``grid`` ``(H, W)`` resamples it.
 
     Raises:
         ValueError: not a mask, or values that are negative, not finite, or neither shares nor levels.
@@ -219,23 +213,19 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def from_pil(source: Image.Image, size: int | None = None) -> Tensor:
+def from_pil(source: Image.Image, size: int | None = None, *, draft: bool = False) -> Tensor:
     """A PIL picture of any mode as float32 ``(1, 3, H, W)`` in [0, 1]; see `load` for what is converted.
 
-    With ``size``, the length of the longer side, a very large picture is first averaged in blocks to save memory.
+    With ``size``, the length of the longer side, a very large picture is first averaged in blocks to save memory;
+    ``draft`` lets the JPEG decoder itself halve it, which changes ``source``.
 
     Raises:
         ValueError: too many pixels, or pixels that cannot be decoded.
     """
-    return _converted(source, size, draft=False)
-
-
-def _converted(source: Image.Image, size: int | None, *, draft: bool) -> Tensor:
-    """See `from_pil`; ``draft`` lets the JPEG decoder itself halve a large picture, which changes ``source``."""
     pixels = source.width * source.height
     if not 0 < pixels <= MAX_PIXELS:
         raise ValueError(f"the picture has {source.width} x {source.height} pixels; 1 to {MAX_PIXELS:,} are accepted")
-    shape = None if size is None else _grid(source.height, source.width, size)
+    shape = None if size is None else scaled_size((source.height, source.width), size)
     large = size is not None and pixels > LARGE
     if large and draft:
         source.draft(None, (2 * size, 2 * size))
@@ -259,17 +249,17 @@ def _converted(source: Image.Image, size: int | None, *, draft: bool) -> Tensor:
     return image.expand(-1, 3, -1, -1).contiguous()
 
 
-def _grid(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width when the longer side has ``size`` pixels."""
-    factor = size / max(height, width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Height and width ``(H, W)`` of a picture of this size when its longer side has ``side`` pixels."""
+    height, width = (max(1, round(length * (side / max(size)))) for length in size)
+    return height, width
 
 
 def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Resample with an antialiased bicubic filter: to a longer side of ``size``, or to ``(H, W)``."""
-    height, width = image.shape[-2:]
-    target = checks.grid(size) if isinstance(size, (tuple, list)) else _grid(height, width, checks.size(size))
-    if target == (height, width):
+    present = tuple(image.shape[-2:])
+    target = checks.grid(size) if isinstance(size, (tuple, list)) else scaled_size(present, checks.size(size))
+    if target == present:
         return image
     precise = image if image.element_size() >= 4 else image.float()  # torch resamples no 16 bits on a CPU
     return F.interpolate(precise, target, mode="bicubic", antialias=True).clamp(0, 1).to(image.dtype)
@@ -329,11 +319,9 @@ def _content(source: str) -> bytes:
         exists = False
     if not exists:
         if name not in names():
-            near = difflib.get_close_matches(name[:100], names(), n=3, cutoff=0.4) or names()
-            raise FileNotFoundError(
-                f"there is no file {checks.describe(source)} and no shipped picture of that name; did you mean "
-                f"{', '.join(near)}?"
-            )
+            near = ", ".join(difflib.get_close_matches(name[:100], names(), n=3, cutoff=0.4) or names())
+            missing = f"there is no file {checks.describe(source)} and no shipped picture of that name"
+            raise FileNotFoundError(f"{missing}; did you mean {near}?")
         path = next(ASSETS.glob(f"*/{name}.jpg"))
     try:
         return path.read_bytes()
@@ -453,10 +441,8 @@ def _from_deep_grey(source: Image.Image) -> Tensor:
     if source.mode != "F":
         values /= 65535
     if not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(
-            f"a {source.mode!r} picture must hold 16-bit levels or floats in [0, 1], got {values.min():.4g} to "
-            f"{values.max():.4g}"
-        )
+        found = f"{values.min():.4g} to {values.max():.4g}"
+        raise ValueError(f"a {source.mode!r} picture must hold 16-bit levels or floats in [0, 1], got {found}")
     return torch.from_numpy(values).to(torch.float32)[None, None]
 
 

@@ -1,7 +1,4 @@
-"""Move pixels down an objective: the one loop of style transfer, a generator of steps.
-
-`optimise` knows nothing of networks or styles; an objective is any function of images.
-"""
+"""Move pixels down an objective, which is any function of images: the loop of style transfer, a generator of steps."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ class Step:
 
     ``loss`` ``(B,)`` and its weighted parts ``terms`` belong to ``image``; ``best`` is the image of the lowest loss at
     this scale so far, which is ``lowest``, summed over the batch. ``index`` counts evaluations from 1 to at most
-    ``total``. ``note`` says what went wrong, if anything did. ``size`` is ``(H, W)`` of the finished image. Images are
-    decoded only when read.
+    ``total``. ``note`` says what went wrong. ``size`` is ``(H, W)`` of the finished image.
     """
 
     index: int
@@ -65,8 +61,8 @@ class Result:
     """What a finished loop leaves.
 
     ``image`` is the best image and ``loss`` its loss. ``losses`` and ``terms`` hold the loss and its parts at each
-    evaluation. All are summed over a batch. ``interrupted``: Ctrl-C ended the loop; before the finest scale ``image``
-    is then an enlarged coarser one, and ``loss`` belongs to that.
+    evaluation. All are summed over a batch. ``interrupted``: Ctrl-C ended the loop; ``image`` may then be an enlarged
+    one of a coarser scale, to which ``loss`` belongs.
     """
 
     image: Tensor
@@ -96,13 +92,12 @@ def optimise(
     """Minimise ``objective`` over the pixels of ``init``; yields a `Step` per evaluation of it.
 
     ``"lbfgs"``: the image is ``x = (1 + sin u) / 2`` and L-BFGS moves u, one evaluation per step, so that x stays in
-    [0, 1] without clamping, which would spoil the curvature estimate. The slope in x, √(x (1 - x)), vanishes much
-    later towards black and white than a sigmoid's x (1 - x). The first step has an rms of 0.02 in u whatever the
-    scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
+    [0, 1] without clamping, which would spoil the curvature estimate. The first step has an rms of 0.02 in u whatever
+    the scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
 
     A loss or gradient that is not finite, or a loss far above the best (see `_limit`), rolls back to the best image
     with half the step, with a warning and a ``note``; so, with a note only, does L-BFGS after `STALL` evaluations
-    without progress. After `PATIENCE` such failures without any progress between them the loop ends.
+    without progress. After `PATIENCE` such failures in a row the loop ends.
 
     Arguments:
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
@@ -237,8 +232,7 @@ def _method(optimiser: str, point: Tensor, rate: float, history: int) -> Callabl
 
     def move_lbfgs(loss: float) -> None:
         nonlocal first
-        # torch starts with a step of min(1, 1 / ‖g‖₁) g, which in low precision is smaller than the rounding of the
-        # loss; ours has a fixed length. Later steps are scaled by the curvature.
+        # torch's first step, min(1, 1 / ‖g‖₁) g, may be smaller than the rounding of the loss; ours has a fixed length.
         group = lbfgs.param_groups[0]
         if first:
             slope = point.grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class Recipe:
 
 DEFAULT = Recipe()
 
-#: The PyTorch tutorial's objective. Differs from the tutorial in the optimisation only: it clamps pixels in the
-#: closure, which `optimise` avoids.
+#: The PyTorch tutorial's objective; the tutorial also clamps pixels while it optimises, which `optimise` avoids.
 TUTORIAL = Recipe(
     content_layers=("conv_4",), style_layers=("conv_1", "conv_2", "conv_3", "conv_4", "conv_5"), layer_weights=None,
     style_weight=1e6, tv_weight=0.0, relative=False, pooling="max", padding="zeros",
@@ -83,8 +82,7 @@ def stylize(
     Arguments:
         content: a picture, as `images.load` takes it.
         style: a picture, or several, which blend or (with ``regions``) have a part of the result each.
-        progress: show a bar.
-        callback: called with every `Step`.
+        progress, callback: show a bar; called with every `Step`.
 
     Settings, with the defaults of `stylize_steps`:
         recipe: layers, loss and weights.
@@ -104,13 +102,15 @@ def stylize(
         optimiser: ``"lbfgs"`` or ``"adam"``.
         generator: draws the noise; by default seed 0.
 
-    Ctrl-C ends the loop with the best picture so far, and the result is marked as ``interrupted``.
+    Ctrl-C ends the loop with the best picture so far; see `Result`.
 
     Source: Gatys, Ecker & Bethge, "Image Style Transfer Using Convolutional Neural Networks" (2016); coarse to fine
     after Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer" (2017); colour after Gatys et al.,
     "Preserving Color in Neural Artistic Style Transfer" (2016).
     """
-    refuse_renamed(settings, RENAMED)
+    for name in settings:
+        if name in RENAMED:
+            raise ValueError(f"the argument {name} is now called {RENAMED[name]}")
     return finish(stylize_steps(network, content, style, **settings), progress=progress, callback=callback)
 
 
@@ -167,7 +167,8 @@ def stylize_steps(
     init = starting_image(start, first[1], styles[0], generator)
     fallback = None if isinstance(start, str) else start.to(device)
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds, "fallback": fallback}
-    return _coarse_to_fine(problem, first, init, scales, _grid(target, scales[-1]), chroma=chroma, **limits)
+    finished = images.scaled_size(target.shape[-2:], scales[-1])
+    return _coarse_to_fine(problem, first, init, scales, finished, chroma=chroma, **limits)
 
 
 def _coarse_to_fine(
@@ -210,8 +211,8 @@ def invert(
     Settings, with the defaults of `invert_steps`: ``start``, ``evaluations``, ``seconds``, ``optimiser`` and
     ``generator`` as in `stylize`; ``tv_weight``, the weight of a smoothness prior.
 
-    Source: Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them" (2015), equation 2.
-    Differs from it in having no prior unless ``tv_weight`` is given.
+    Source: Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them" (2015), equation 2,
+    without its prior unless ``tv_weight`` is given.
     """
     return finish(invert_steps(network, target, layer, **settings), progress=progress, callback=callback)
 
@@ -303,13 +304,6 @@ def starting_image(
     return noise if start == "noise" else colour.match_colour(noise, style)
 
 
-def refuse_renamed(arguments: Mapping[str, object], renamed: Mapping[str, str]) -> None:
-    """Raise a ValueError that says the present name of an argument where an earlier one is used."""
-    for name in arguments:
-        if name in renamed:
-            raise ValueError(f"the argument {name} is now called {renamed[name]}")
-
-
 def _start(start: str | ImageSource) -> str | Tensor:
     if isinstance(start, str) and start in STARTS:
         return start
@@ -319,18 +313,12 @@ def _start(start: str | ImageSource) -> str | Tensor:
         raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {checks.describe(start)}") from error
 
 
-def _grid(image: Tensor, side: float) -> tuple[int, int]:
-    """Height and width of ``image`` when its longer side has ``side`` pixels."""
-    height, width = image.shape[-2:]
-    return round(height * side / max(height, width)), round(width * side / max(height, width))
-
-
 def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str | Tensor, least: int) -> list[int]:
     """The longer sides from coarse to fine, without those that are too small for the layers or below the start."""
     size = checks.size(size)
     if scales is None:
         scales = [size]
-        while scales[0] >= 256 and min(_grid(content, scales[0] // 2)) >= least:
+        while scales[0] >= 256 and min(images.scaled_size(content.shape[-2:], scales[0] // 2)) >= least:
             scales.insert(0, scales[0] // 2)
     if not isinstance(scales, (list, tuple, range)):
         raise ValueError(f"scales must be a list of lengths in pixels, got {checks.describe(scales)}")
@@ -339,7 +327,7 @@ def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str
         raise ValueError(f"scales must rise to size {size}, got {scales}")
     if isinstance(start, Tensor):
         scales = [scale for scale in scales if scale >= max(start.shape[-2:])] or [size]
-    height, width = _grid(content, scales[0])
+    height, width = images.scaled_size(content.shape[-2:], scales[0])
     if min(height, width) < least:
         content = f"size {scales[0]} makes the content {height} x {width} pixels"
         least = f"at least {least} x {least} pixels: use a larger size"

@@ -23,7 +23,7 @@ from ex4lib import checks
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """What a U-Net says of a sample.
+    """The output of a U-Net.
 
     ``prediction`` ``(B, C, H, W)`` is of the scheduler's prediction type, guided by the prompt; ``variance`` holds the
     channels of a learned variance, if there are any; ``correction`` is conditional minus unconditional prediction.
@@ -68,8 +68,8 @@ class Latents:
 
     Arguments:
         vae: the autoencoder of the final picture, ``AutoencoderKL``.
-        preview: a smaller one, such as ``AutoencoderTiny``, that takes the gradients. Without it, ``vae`` does, in a
-            float32 copy of its decoder where it is of lower precision.
+        preview: a smaller one, such as ``AutoencoderTiny``, that takes the gradients; by default ``vae``, with its
+            decoder copied in float32 where it is of lower precision.
         device: where gradients are taken; None is where the autoencoder is.
         unpack: samples -> latents ``(B, C, H, W)``, where a transformer takes them as tokens.
     """
@@ -113,15 +113,12 @@ def _shift(vae: nn.Module) -> float:
     return vae.config.get("shift_factor") or 0.0
 
 
-#: Copies of decoders, by autoencoder, with what the weights were when they were copied.
+#: Copies of decoders, by autoencoder, with what the weights were when they were copied; made anew when they change.
 _COPIES: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 
 
 def _decoder(vae: nn.Module, device: torch.device | None) -> nn.Module:
-    """The autoencoder without encoder, tiling and offloading: the same weights, or a copy in float32 on the device.
-
-    The copy is made once and again only after the weights have changed.
-    """
+    """The autoencoder without encoder, tiling and offloading: the same weights, or a copy in float32 on the device."""
     light = copy.copy(vae)
     light._modules = {name: part for name, part in vae._modules.items() if name in ("decoder", "post_quant_conv")}
     light.use_slicing = light.use_tiling = False
@@ -205,10 +202,9 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module, checkpointing: bool = False) -> Iterator[None]:
-    """Weights take no gradients inside, and are left as they were; ``checkpointing`` trades time for memory.
+    """Inside, weights take no gradients, which a guided step would keep; ``checkpointing`` trades time for memory.
 
-    Without it every guided step would keep the gradients of all weights. Threads may share weights: the last to leave
-    undoes it.
+    Threads may share weights: the last to leave undoes it.
     """
     counted, switched = [], []
     with _LOCK:

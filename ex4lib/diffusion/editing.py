@@ -1,7 +1,4 @@
-"""Editing pictures by noising and denoising them: SDEdit and inpainting.
-
-Both return the generator of `sampling.sample`, so that a style can guide them with its ``objective`` and ``guidance``.
-"""
+"""SDEdit and inpainting: editing by the loop of `sampling.sample`, with its ``objective`` and ``guidance``."""
 
 from __future__ import annotations
 
@@ -73,9 +70,8 @@ def inpaint(
     """Draw the masked part of an image anew and keep the rest: ``x <- m·x + (1-m)·noised(image)`` after every step.
 
     The known part is noised to the level that the step has reached, with new noise each time; after the last step it
-    is the image itself. `Step.image` and `Step.sample_image` hold the original pixels there, bit for bit and in any
-    precision of the network. ``repeats=10`` of `sampling.sample` is RePaint's resampling, which fits the two parts to
-    each other.
+    is the image itself. `Step.image` and `Step.sample_image` hold the original pixels there, bit for bit.
+    ``repeats=10`` of `sampling.sample` is RePaint's resampling, which fits the two parts to each other.
 
     Arguments:
         image: a picture, or a batch ``(B, 3, H, W)`` with one for each of the denoiser's prompts.

@@ -1,6 +1,5 @@
-"""Optical illusions: visual anagrams and hybrid images, as denoisers that combine other denoisers.
+"""Optical illusions: visual anagrams and hybrid images, as denoisers that combine others, for `sampling.sample`.
 
-Both combine the predictions for several prompts at every step; everything else is `sampling.sample`, guidance included.
 They need a model in pixels: the latents of an autoencoder do not rotate and blur as pictures do.
 """
 
@@ -90,11 +89,7 @@ class _Composite:
         first = self.denoisers[0]
         self.space, self.embeddings, self.guidance_scale = first.space, first.embeddings, first.guidance_scale
         networks = list({id(denoiser.unet): denoiser.unet for denoiser in self.denoisers}.values())
-        self.unet = networks[0] if len(networks) == 1 else nn.ModuleList(networks)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoisers[0].dtype
+        self.unet, self.dtype = networks[0] if len(networks) == 1 else nn.ModuleList(networks), first.dtype
 
 
 class Anagram(_Composite):
@@ -105,8 +100,7 @@ class Anagram(_Composite):
     Source: Geng et al., "Visual Anagrams: Generating Multi-View Optical Illusions with Diffusion Models" (2024).
 
     Arguments:
-        denoisers: usually the same U-Net with another prompt each.
-        views: one for each denoiser, usually `IDENTITY` first.
+        denoisers, views: as many of each; usually one U-Net with several prompts, and `IDENTITY` first.
     """
 
     def __init__(self, denoisers: Sequence[Denoiser], views: Sequence[View]):

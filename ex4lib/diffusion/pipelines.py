@@ -1,7 +1,6 @@
 """Two pipelines that take a style: the stock ones of diffusers inside `steering.guided`.
 
-Without a style image, or at ``style_scale=0``, they return the stock pipelines' pictures bit by bit. Everything that
-the stock pipelines accept and do is theirs.
+Without a style image, or at ``style_scale=0``, they return the stock pipelines' pictures bit by bit.
 """
 
 from __future__ import annotations
@@ -106,9 +105,8 @@ class StyleGuidedStableDiffusionPipeline(_StyleGuided, StableDiffusionPipeline):
         """
         prompts, negative = paired_prompts(prompt, negative_prompt)
         positive, negative = self.encode_prompt(prompts, self._execution_device, 1, True, negative)
-        return Denoiser(
-            self.unet, Latents(self.vae), embeddings=positive, negative=negative, guidance_scale=guidance_scale
-        )
+        embedded = {"embeddings": positive, "negative": negative}
+        return Denoiser(self.unet, Latents(self.vae), **embedded, guidance_scale=guidance_scale)
 
 
 class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):

@@ -56,8 +56,7 @@ class Step:
 
         Lists by image: the ``loss`` at x̂0, ``loss_after`` the shift (None unless it was asked for), the
         ``gradient_norm`` and the rms ``movement`` of x̂0. ``skipped`` counts gradients that were not finite.
-        ``seconds`` are those of the processor, while an accelerator may still compute. Values are read from the device
-        here and not earlier.
+        ``seconds`` are those of the processor. Values are read from the device here and not earlier.
         """
         return None if self._measured is None else self._measured()
 
@@ -110,13 +109,15 @@ def sample(
     if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
         memory = f"{type(scheduler).__name__} remembers earlier steps; use DDIMScheduler or DDPMScheduler"
         raise ValueError(f"repeating steps needs a scheduler without memory, but {memory}")
-    arguments = schedulers.step_arguments(scheduler, generator, eta)
-    loop = _Loop(denoiser, scheduler, arguments, eta)
+    if guided and objective is None:
+        raise ValueError("guidance needs an objective, images -> one loss each")
     if guided:
-        if objective is None:
-            raise ValueError("guidance needs an objective, images -> one loss each")
-        check(guidance, scheduler, denoiser, x.shape[0], eta)
-        loop = _Loop(denoiser, scheduler, arguments, eta, objective, guidance, checkpointing, measure)
+        check_scheduler(guidance, scheduler, eta)
+        check_count(guidance.scales, x.shape[0])
+    if guided and guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
+        raise ValueError(NO_CORRECTION)
+    arguments, used = schedulers.step_arguments(scheduler, generator, eta), guidance if guided else None
+    loop = _Loop(denoiser, scheduler, arguments, eta, objective, used, checkpointing, measure)
     return _steps(loop, x, start, after_step, repeats, generator)
 
 
@@ -154,14 +155,6 @@ def begin(
     return scheduler, start
 
 
-def check(guidance: Guidance, scheduler: SchedulerMixin, denoiser: Denoiser, batch: int, eta: float) -> None:
-    """Raise a ValueError if a scheduler, a denoiser or a batch cannot follow a guidance."""
-    check_scheduler(guidance, scheduler, eta)
-    if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
-        raise ValueError(NO_CORRECTION)
-    check_count(guidance.scales, batch)
-
-
 def _check_batch(denoiser: Denoiser, x: Tensor, generator) -> None:
     prompts = getattr(denoiser, "embeddings", None)
     if x.ndim != 4 or (prompts is not None and len(prompts) != len(x)):
@@ -182,7 +175,7 @@ def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repe
     total = len(times)
     for index in range(start, total):
         t, level, time_number = scheduler.timesteps[index], levels[index], times[index]
-        runs, rows = max(repeats, loop.runs(index, total)), []
+        runs, rows = max(repeats, 1 if loop.guidance is None else loop.guidance.runs(index, total)), []
         for run in range(runs):
             with loop.context():
                 after, clean, row = loop.step(x, t, level, index, times)
@@ -218,13 +211,10 @@ class _Loop:
     scheduler: SchedulerMixin
     arguments: dict
     eta: float
-    objective: Callable[[Tensor], Tensor] | None = None
-    guidance: Guidance | None = None
-    checkpointing: bool = False
-    measure: bool = False
-
-    def runs(self, index: int, total: int) -> int:
-        return 1 if self.guidance is None else self.guidance.runs(index, total)
+    objective: Callable[[Tensor], Tensor] | None
+    guidance: Guidance | None
+    checkpointing: bool
+    measure: bool
 
     def context(self) -> contextlib.AbstractContextManager:
         if self.guidance is None:

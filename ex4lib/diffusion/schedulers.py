@@ -1,8 +1,4 @@
-"""What guidance must know of a diffusers scheduler that the scheduler does not say itself.
-
-The schedulers stay those of diffusers; here are the noise level of every step, the variance and the response of those
-steps that have one, and the clipping.
-"""
+"""Schedulers of diffusers: the noise level of every step, the variance and response of some steps, and clipping."""
 
 from __future__ import annotations
 
@@ -22,8 +18,7 @@ from torch import Tensor
 from ex4lib import checks
 from ex4lib.diffusion.process import PREDICTIONS, Level
 
-#: Samples of variance preserving schedulers are √ᾱ·x0 + √(1-ᾱ)·ε, those of exploding ones x0 + σ·ε, and those of
-#: rectified flow (1-σ)·x0 + σ·ε.
+#: By their samples: √ᾱ·x0 + √(1-ᾱ)·ε (preserving), x0 + σ·ε (exploding), or (1-σ)·x0 + σ·ε (rectified flow).
 PRESERVING = ("DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "LCM")
 EXPLODING = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete")
 PRESERVING, EXPLODING = (tuple(f"{name}Scheduler" for name in names) for names in (PRESERVING, EXPLODING))
@@ -134,10 +129,8 @@ def is_memoryless(scheduler: SchedulerMixin) -> bool:
 def require_memoryless(scheduler: SchedulerMixin) -> None:
     """Raise a ValueError for a scheduler whose steps have no mean and variance of their own."""
     if not is_memoryless(scheduler):
-        raise ValueError(
-            "the mean of a step and its variance exist for DDPMScheduler and DDIMScheduler only, got "
-            f"{type(scheduler).__name__}; method 'noise' serves every scheduler"
-        )
+        limit = "the mean of a step and its variance exist for DDPMScheduler and DDIMScheduler only"
+        raise ValueError(f"{limit}, got {type(scheduler).__name__}; method 'noise' serves every scheduler")
 
 
 def step_arguments(scheduler: SchedulerMixin, generator, eta: float) -> dict:

@@ -59,8 +59,7 @@ class StyleObjective:
     """Style loss of pictures of any size: ``image (B, 3, H, W) -> (B,)``.
 
     The mean over layers of ``d(S, S*) / d(0, S*)`` (for Gram matrices ``‖G - G*‖² / ‖G*‖²``), so that a raw scale means
-    the same for every layer and painting. Pictures with a longer side under `LEAST_SIZE` are enlarged to it, the styles
-    to the same longer side.
+    the same for every layer and painting. Pictures with a longer side under `LEAST_SIZE` are enlarged to it.
 
     Arguments:
         network, styles: the feature network, and pictures ``(1, 3, H, W)``.
@@ -236,8 +235,8 @@ _LOCK = threading.Lock()
 def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
     """Calls of the network inside are recorded by the session.
 
-    ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set, as ``Module.compile`` does: outside of
-    hooks, of the ``forward`` that offloading replaces, and of what is compiled, so that none of them loses the record.
+    ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set: outside of hooks, of the ``forward``
+    that offloading replaces, and of what is compiled, so that none of them loses the record.
     """
     attributes = vars(network)  # `torch.compile` hands attributes that are set on to what it wraps
     with _LOCK:
@@ -326,10 +325,7 @@ class _Session:
         return next((name for name in ("sample", "hidden_states") if name in kwargs), None)
 
     def _check_first(self, rows: int) -> None:
-        """Refuse, before the network runs, what its first call shows not to fit.
-
-        A call holds each sample once, or two or three times where a prompt guides.
-        """
+        """Refuse, before the network runs, what does not fit its first call: each sample once, or 2 or 3 times."""
         prompted = getattr(self.pipe, "do_classifier_free_guidance", None)
         if prompted is False and self.guidance.unit == "correction":
             raise ValueError(NO_CORRECTION)
@@ -391,9 +387,8 @@ class _Session:
         if not error <= tolerance:
             cause = f"the prediction is no combination of the outputs, error {error:.2g}"
             cause = "no call was seen" if error == math.inf else cause
-            effect = "not guided"
-            if self.guidance.unit != "correction":
-                effect = "guided without the Jacobian of the network"
+            unguided = self.guidance.unit == "correction"
+            effect = "not guided" if unguided else "guided without the Jacobian of the network"
             row |= {"method": "clean", "note": f"{effect}: {cause}"}
         return row
 

@@ -11,14 +11,5 @@ from ex4lib.widgets.optimised import inversion, style_transfer
 from ex4lib.widgets.sampled import anagram, guided_ddpm, guided_stable_diffusion, sdedit
 from ex4lib.widgets.watching import Job, Result
 
-__all__ = [
-    "Explorer",
-    "Job",
-    "Result",
-    "anagram",
-    "guided_ddpm",
-    "guided_stable_diffusion",
-    "inversion",
-    "sdedit",
-    "style_transfer",
-]
+__all__ = ["Explorer", "Job", "Result"]
+__all__ += ["anagram", "guided_ddpm", "guided_stable_diffusion", "inversion", "sdedit", "style_transfer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -46,11 +47,9 @@ def move(controls: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             raise ValueError(f"there is no setting {name!r}; the settings are {', '.join(controls)}")
         control, value = controls[name], tuple(value) if isinstance(value, list) else value
         before = control.value
-        try:
+        with contextlib.suppress(TraitError):
             control.value = value
-        except TraitError:
-            raise ValueError(f"{name} must be {_accepted(control)}, got {value!r}") from None
-        if control.value != value:  # a slider that stopped at its end
+        if control.value != value:  # it was refused, or a slider stopped at its end
             control.value = before
             raise ValueError(f"{name} must be {_accepted(control)}, got {value!r}")
 

@@ -1,7 +1,6 @@
 """Results in words, as a figure, as a row of provenance, and as a file that a report includes.
 
-``shown`` is a list of results with the number of the step that is looked at: what was kept, if anything, and last what
-is on display.
+``shown``: results, each with the number of the step that is looked at; what was kept, and last what is on display.
 """
 
 from __future__ import annotations

@@ -31,15 +31,13 @@ PAUSE = 0.005
 class Explorer:
     """Controls on the left; on the right the inputs, before and after side by side, a step to look at, and export.
 
-    Run starts ``task`` on the notebook's event loop: it makes one step at a time and lets the loop breathe after each.
-    Without a loop, ``asyncio.run(explorer.run())``. A mistake in the settings becomes one sentence in ``status``; any
-    other exception is shown whole in ``errors`` and raised by ``task``.
-
-    The picture before is the one that was kept, or else the previous run's, or else the photograph.
+    Run starts ``task`` on the notebook's event loop, which it leaves to others after each step; without a loop,
+    ``asyncio.run(explorer.run())``. A mistake in the settings becomes one sentence in ``status``; any other exception
+    is shown whole in ``errors`` and raised by ``task``. The picture before is the one that was kept, or else the
+    previous run's, or else the photograph.
 
     Arguments:
-        name: what is explored, in words.
-        about: a sentence for the reader.
+        name, about: what is explored, in words, and a sentence for the reader.
         controls: ipywidgets controls by name of the setting.
         begin: settings -> `Job`; called by Run, so that models are loaded there and not before.
         folded: names of the settings that are folded away.
@@ -149,7 +147,7 @@ class Explorer:
                         self._preview(result, frame)
                         await asyncio.sleep(PAUSE)
                         if self._stop and result.done < result.total:
-                            ending = f"cancelled after {result.position}"
+                            ending = f"cancelled after {position(result.done, result.total)}"
                             break
                 self.previous, self.result = previous, result
                 self._say(f"{ending}, {time.perf_counter() - start:.1f} s")
@@ -232,29 +230,19 @@ class Explorer:
         self.fold.set_title(0, "More settings")
 
         title = HTML(f'<div style="line-height: 1.3"><b>{html.escape(self.name)}.</b> {html.escape(about)}</div>')
-        left = VBox(
-            [
-                *(control for name, control in self.controls.items() if name not in folded),
-                HBox([self.run_button, self.cancel_button, self.fold_button]),
-                self.progress,
-                self.status,
-                self.fold,
-            ],
-            layout={"flex": "0 0 296px", "margin": "0 12px 0 0"},
-        )
+        unfolded = [control for name, control in self.controls.items() if name not in folded]
+        buttons = HBox([self.run_button, self.cancel_button, self.fold_button])
+        margins = {"flex": "0 0 296px", "margin": "0 12px 0 0"}
+        left = VBox([*unfolded, buttons, self.progress, self.status, self.fold], layout=margins)
         for slot in self.inputs.values():
             slot.page.layout.flex = "0 0 auto"  # above each other without gaps
         wrapped = {"flex_flow": "row wrap"}
         inputs = VBox([slot.page for slot in self.inputs.values()], layout={"flex": "0 0 auto"})
-        right = VBox(
-            [
-                HBox([inputs, self.before.page, self.after.page], layout=wrapped),
-                HBox([self.scrub, self.keep_button, self.clear_button], layout=wrapped),
-                HBox([self.export_name, self.export_button], layout=wrapped),
-                self.exported,
-            ],
-            layout={"flex": "1 1 400px"},  # on a narrow page it stands below the controls
-        )
+        pictures = HBox([inputs, self.before.page, self.after.page], layout=wrapped)
+        looking = HBox([self.scrub, self.keep_button, self.clear_button], layout=wrapped)
+        exporting = HBox([self.export_name, self.export_button], layout=wrapped)
+        # On a narrow page this column stands below the controls.
+        right = VBox([pictures, looking, exporting, self.exported], layout={"flex": "1 1 400px"})
         return VBox([title, HBox([left, right], layout=wrapped), self.errors])
 
     def _fold_or_unfold(self) -> None:
@@ -270,7 +258,7 @@ class Explorer:
         self.progress.max, self.progress.value = result.total, result.done
         self._say(result.words)
         if frame is not None:
-            self.after.show(frame, result.position)
+            self.after.show(frame, position(result.done, result.total))
 
     def _present(self, *, latest: bool = False) -> None:
         """Show the result at the step that is looked at, and what was before; ``latest`` moves on to the last step."""

@@ -1,7 +1,4 @@
-"""Explorers of optimised pictures: style transfer and feature inversion.
-
-Ready parts may be passed in; what is not passed is loaded when Run is first pressed.
-"""
+"""Explorers of optimised pictures: style transfer and feature inversion."""
 
 from __future__ import annotations
 
@@ -26,8 +23,7 @@ def style_transfer(*, network: VGG | None = None, pictures: Pictures = None, **o
     Arguments:
         network: the feature network; default the profile's.
         pictures: your own, by name: files, URLs, PIL pictures or tensors.
-        options: settings to begin with by name, such as ``style_weight=3.0``; ``store``, where the static twin looks
-            for finished runs, such as ``experiments.store.stored``, by default nowhere.
+        options: ``store`` of `machine.Explorer`, and settings to begin with by name, such as ``style_weight=3.0``.
     """
     shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
     size, evaluations = models.budget(fast=(64, 3), mini=(192, 100), full=(512, 300))

@@ -1,7 +1,4 @@
-"""Explorers of drawn pictures: guided diffusion, SDEdit and anagrams.
-
-Ready parts may be passed in; what is not passed is loaded when Run is first pressed.
-"""
+"""Explorers of drawn pictures: guided diffusion, SDEdit and anagrams."""
 
 from __future__ import annotations
 
@@ -167,9 +164,8 @@ def _guided(
     pipe: Any, denoiser: Denoiser, enlarged: int, settings: Settings, shelf: Shelf, load_features: Callable[[], VGG]
 ) -> Job:
     """The loop of a style-guided pipeline for one picture, ``enlarged`` times the size of its sample."""
-    guidance = dataclasses.replace(
-        DEFAULT, scale=settings["style_scale"], window=settings["window"], ramp=settings["ramp"]
-    )
+    changes = {"scale": settings["style_scale"], "window": settings["window"], "ramp": settings["ramp"]}
+    guidance = dataclasses.replace(DEFAULT, **changes)
     side = pipe.unet.config.sample_size
     grid = (side, side) if isinstance(side, int) else tuple(side)
     inputs, objective, networks = {}, None, []

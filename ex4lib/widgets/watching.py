@@ -67,10 +67,6 @@ class Result:
     def done(self) -> int:
         return len(self.losses)
 
-    @property
-    def position(self) -> str:
-        return position(self.done, self.total)
-
     def picture(self, number: int) -> Tensor:
         """The frame of a step, at 8 bits."""
         return images.load(Image.open(io.BytesIO(self.frames[number])))
@@ -82,8 +78,8 @@ class Result:
             for step in steps:
                 self.total, loss = step.total - self.job.skipped, self.job.loss(step)
                 self.losses.append(loss if loss is not None and math.isfinite(loss) else None)
-                words = (self.position, "" if loss is None else f"loss {loss:.4g}", self.job.note(step))
-                self.words = ", ".join(filter(None, words))
+                words = ["" if loss is None else f"loss {loss:.4g}", self.job.note(step)]
+                self.words = ", ".join(filter(None, [position(self.done, self.total), *words]))
                 due = self.done == 1 or self.done % math.ceil(self.total / FRAMES) == 0
                 yield self._decoded(self.job.picture(step)) if due and self.done < self.total else None
         if step is None:
@@ -113,10 +109,7 @@ def computed(settings: Settings, job: Job) -> Result:
 
 
 def from_store(store: Store, explorer: str, settings: Settings, job: Job) -> Result:
-    """The result of a job from a store of finished runs, or else computed and kept there.
-
-    Its pictures are those of the last and `FILM` earlier steps, as the store keeps them.
-    """
+    """The result of a job from a store, or else computed and kept there: the last and `FILM` earlier pictures."""
 
     def compute() -> Finished:
         result = computed(settings, job)
