@@ -86,15 +86,11 @@ def chosen_device(name: torch.device | str | None) -> torch.device:
     return device() if name is None else checks.device(name)
 
 
-def native_bfloat16(device: torch.device | str = "cpu", *, vectors: bool = False) -> bool:
-    """Whether a device has matrix units for bfloat16; False for a CPU where torch does not report what it has.
-
-    ``vectors`` also counts the dot products of AVX-512, which are enough for autocast in training.
-    """
+def native_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether a device has matrix units for bfloat16; False for a CPU where torch does not report what it has."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or (vectors and capabilities.get("avx512_bf16")))
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
 
 
 def features(

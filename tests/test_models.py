@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ex4lib import images, models
 from ex4lib.statistics import Gram
+from training import networks
 from training.texture import unit_activation_scales
 
 
@@ -228,8 +229,8 @@ def test_a_device_that_is_not_there_is_one_sentence():
 
 def test_bfloat16_support_is_what_torch_reports(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    assert not models.native_bfloat16() and models.native_bfloat16(vectors=True)
+    assert not models.native_bfloat16() and networks.native_bf16(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     assert models.native_bfloat16("cpu")
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not models.native_bfloat16(vectors=True)
+    assert not models.native_bfloat16() and not networks.native_bf16(torch.device("cpu"))
