@@ -44,20 +44,43 @@ def match_colour(image: ImageSource, reference: ImageSource) -> Tensor:
     Source: Gatys et al. (2016), equations 4 to 8 ("image analogies" variant).
     """
     image, reference = _pair(image, reference)
-    pixels = image.flatten(2).double()
     mean, covariance = colour_moments(image)
     mean_ref, covariance_ref = colour_moments(reference)
     transform = _matrix_power(covariance_ref, 0.5) @ _matrix_power(covariance, -0.5)
-    mapped = transform @ (pixels - mean[..., None]) + mean_ref[..., None]
-    return mapped.to(image.dtype).view_as(image).clamp(0, 1)
+    return _mapped(image, mean, transform, mean_ref).clamp(0, 1)
 
 
-def colour_moments(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``(B, 3)`` and covariance ``(B, 3, 3)`` of the pixels, in double precision."""
+def transport(image: Tensor, own: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
+    """The linear map of the channels from the moments ``own`` to ``target`` that moves them least; not clamped.
+
+    ``x' = A (x - μ) + μ*`` with ``A = Σ^-½ (Σ^½ Σ* Σ^½)^½ Σ^-½``: the optimal transport between normal distributions.
+    Moments are those of `colour_moments`; any number of channels.
+
+    Source: Pitié & Kokaram, "The Linear Monge-Kantorovitch Linear Colour Mapping for Example-Based Colour Transfer"
+    (2007).
+    """
+    root, inverse = _matrix_power(own[1], 0.5), _matrix_power(own[1], -0.5)
+    transform = inverse @ _matrix_power(root @ target[1] @ root, 0.5) @ inverse
+    return _mapped(image, own[0], transform, target[0])
+
+
+def colour_moments(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean ``(B, C)`` and covariance ``(B, C, C)`` of the channels, in double precision.
+
+    ``mask`` ``(1, 1, H, W)`` holds the weights of the pixels; by default all count alike.
+    """
     pixels = image.flatten(2).double()
-    mean = pixels.mean(2)
+    weights = torch.ones_like(pixels[:1, :1]) if mask is None else mask.flatten(2).double()
+    weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    mean = (weights * pixels).sum(2)
     centred = pixels - mean[..., None]
-    return mean, centred @ centred.mT / pixels.shape[2]
+    return mean, (weights * centred) @ centred.mT
+
+
+def _mapped(image: Tensor, mean: Tensor, transform: Tensor, mean_ref: Tensor) -> Tensor:
+    """``A (x - μ) + μ_ref``, in the image's type."""
+    pixels = image.flatten(2).double()
+    return (transform @ (pixels - mean[..., None]) + mean_ref[..., None]).to(image.dtype).view_as(image)
 
 
 def _pair(image: ImageSource, reference: ImageSource) -> tuple[Tensor, Tensor]:

@@ -132,10 +132,11 @@ class Study:
 def conditions() -> dict[str, Condition]:
     """Every condition of comparisons A and B, and of the confusion matrix, by name.
 
-    Strengths other than the default, and style transfer, which is slow, are computed for fewer seeds.
+    Guidance by Gram matrices, of which most is said, has the most seeds. MeanVar, strengths other than the default, and
+    style transfer, which is slow, have fewer.
     """
-    many, some, few = models.budget(fast=([0, 1], [0], [0]), mini=(2, 1, 1), full=(8, 4, 2))
-    many, some, few = (list(range(n)) if isinstance(n, int) else n for n in (many, some, few))
+    counts = models.budget(fast=(2, 2, 1, 1), mini=(8, 2, 1, 1), full=(8, 8, 4, 2))
+    many, several, some, few = (list(range(count)) for count in counts)
     prompts, paintings = models.budget(
         fast=(REPORT_PROMPTS[:1], REPORT_PAINTINGS[:3]),
         mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
@@ -145,7 +146,7 @@ def conditions() -> dict[str, Condition]:
     scale = DEFAULT.scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
-        for factor, seeds in ((1, many), (0.5, few), (2, few)):
+        for factor, seeds in ((1, many if loss == "gram" else several), (0.5, few), (2, few)):
             guidance = dataclasses.replace(DEFAULT, scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
             found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)

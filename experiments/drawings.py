@@ -170,6 +170,12 @@ def _recurrent(pipe, prompt: str, generators: list, style: Mapping, steps: int, 
     return denoiser.space.render(last.sample), trace
 
 
+def as_stored(guidance: Guidance) -> dict:
+    """A guidance in a run's key, the palette only where there is one: runs without it are older than the option."""
+    fields = dataclasses.asdict(guidance)
+    return fields if guidance.palette else {name: value for name, value in fields.items() if name != "palette"}
+
+
 def drawn(
     pipe,
     prompt: str | None,
@@ -196,7 +202,7 @@ def drawn(
         "prompt": prompt,
         "seeds": list(seeds),
         "style_loss": style_loss if guided else None,
-        "guidance": dataclasses.asdict(guidance) if guided else None,
+        "guidance": as_stored(guidance) if guided else None,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "scheduler": scheduler or type(pipe.scheduler).__name__,

@@ -29,7 +29,7 @@ from ex4lib.diffusion.sampling import Step, finish, sample
 from ex4lib.features import VGG
 from ex4lib.models import pipeline_sha256
 from experiments import store
-from experiments.drawings import stack
+from experiments.drawings import as_stored, stack
 from experiments.loop_scores import fidelity, seam_ratio
 from experiments.store import Run, stored
 from experiments.upsampling import Upsampler
@@ -151,7 +151,7 @@ def looped(
 
     config = {"told": {"kind": type(told).__name__, **dataclasses.asdict(told)}, "seeds": list(seeds), "steps": plain}
     config |= {"start": start, "repeats": repeats, "style_loss": style_loss if guided else None}
-    config |= {"guidance": dataclasses.asdict(guidance) if guided else None}
+    config |= {"guidance": as_stored(guidance) if guided else None}
     inputs = {"picture": picture, "mask": mask, "style": style if guided else None}
     hashes = {"model": _sha256(model)} | ({"features": features.identity} if guided else {})
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}

@@ -32,6 +32,7 @@ from experiments.drawings import (
     REPORT_PAINTINGS,
     REPORT_PROMPTS,
     Judges,
+    as_stored,
     draw,
     grams,
     pipeline_sha256,
@@ -231,7 +232,8 @@ def calibrated(
         found = search(pipe, settings, paintings, prompts, seeds, judges=judges, features=features)
         return Run({"rows": [row for _, row in tqdm(found, total=len(settings), unit="setting")]})
 
-    config = {"settings": [dataclasses.asdict(setting) for setting in settings], "seeds": list(seeds)}
+    written = [dataclasses.asdict(each) | {"guidance": as_stored(each.guidance)} for each in settings]
+    config = {"settings": written, "seeds": list(seeds)}
     config |= {"paintings": list(paintings), "prompts": list(prompts)}
     weights = {"pipeline": pipeline_sha256(pipe), "features": features.identity} | judges.identity
     rows = stored("calibrated", config, compute, weights=weights).values["rows"]
@@ -274,6 +276,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=[DEFAULT.method])
     parser.add_argument("--windows", type=_window, nargs="+", default=[DEFAULT.window], help="START:STOP in fractions")
     parser.add_argument("--ramps", nargs="+", default=[DEFAULT.ramp])
+    parser.add_argument("--palettes", type=float, nargs="+", default=[DEFAULT.palette])
     parser.add_argument("--every", type=int, nargs="+", default=[1], help="guide every k-th step")
     parser.add_argument("--inner", type=int, nargs="+", default=[1])
     parser.add_argument("--losses", nargs="+", default=["gram"])
@@ -289,13 +292,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(arguments: argparse.Namespace) -> list[Setting]:
-    known = {field.name for field in dataclasses.fields(Guidance)}
-    lists = (arguments.methods, arguments.scales, arguments.windows, arguments.ramps, arguments.inner, arguments.every)
+    lists = {"method": "methods", "scale": "scales", "window": "windows", "ramp": "ramps", "palette": "palettes"}
+    lists |= {"inner": "inner", "every": "every"}
     found = []
-    for method, scale, window, ramp, inner, every in itertools.product(*lists):
-        values = {"method": method, "scale": scale, "window": window, "ramp": ramp, "every": every}
-        values["inner"] = inner if method in ("clean", "both") else 1
-        guidance = Guidance(**{name: value for name, value in values.items() if name in known})
+    for row in itertools.product(*(getattr(arguments, option) for option in lists.values())):
+        values = dict(zip(lists, row, strict=True))
+        values["inner"] = values["inner"] if values["method"] in ("clean", "both") else 1
+        guidance = Guidance(**values)
         for loss in arguments.losses:
             setting = Setting(guidance, arguments.steps, arguments.guidance_scale, style_loss=loss)
             found += [setting] if setting not in found else []

@@ -1,5 +1,6 @@
 """`guided` around stock pipelines of random weights: bit-identical without a scale, nearer to the style with one."""
 
+import dataclasses
 import functools
 import threading
 
@@ -17,6 +18,8 @@ from tests.random_models import random_network, save_stable_diffusion
 STEPS = 4
 #: Through the network and at every step, unless a test says otherwise.
 guided = functools.partial(steering.guided, guidance="full")
+#: The default without its palette: latents of a random encoder say nothing to a random decoder.
+UNCOLOURED = dataclasses.replace(DEFAULT, palette=0.0)
 
 
 def seeded(seed=3):
@@ -60,12 +63,17 @@ def untouched(pipe):
 
 def test_the_default_begins_late_and_takes_no_gradient_of_the_network(stable, vgg, style):
     plain = call(stable)
-    with steering.guided(stable, style, features=vgg) as trace:
+    with steering.guided(stable, style, features=vgg, guidance=UNCOLOURED) as trace:
         painted = call(stable)
     start, _ = DEFAULT.window
     assert [row["index"] for row in trace] == [i for i in range(STEPS) if i >= start * STEPS]
     assert {row["method"] for row in trace} == {"clean"}
     assert loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
+    with steering.guided(stable, style, features=vgg, style_scale=1e-7):
+        assert (call(stable) - plain).square().mean().sqrt() <= 1e-3
+    with steering.guided(stable, style, features=vgg) as trace:
+        assert not torch.equal(call(stable), painted) and len(trace)
+    assert untouched(stable) and torch.equal(call(stable), plain)
 
 
 def test_it_lowers_the_style_loss_and_leaves_nothing_behind(stable, vgg, style):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
 
-from ex4lib.diffusion import steering
+from ex4lib.colour import colour_moments
+from ex4lib.diffusion import schedulers, steering
 from ex4lib.diffusion.guidance import Guidance
 from tests.random_models import STABLE_DIFFUSION, random_network, save_deepfloyd
-from tests.test_steering import guided, loss_of, seeded, untouched
+from tests.test_steering import UNCOLOURED, guided, loss_of, seeded, untouched
 
 D = torch.float64
 STEPS = 5
@@ -192,7 +193,7 @@ def test_a_scale_lowers_the_loss_of_the_picture_and_leaves_nothing_behind(family
         painted = draw(3)
     assert loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
     assert trace and all(row["method"] == "noise" and "note" not in row for row in trace)
-    with steering.guided(pipe, style, features=vgg):
+    with steering.guided(pipe, style, features=vgg, guidance=UNCOLOURED):
         assert loss_of(draw(3), vgg, style) < loss_of(plain, vgg, style)
     assert untouched(pipe) and torch.equal(draw(3), plain)
 
@@ -211,3 +212,26 @@ def test_the_gradient_without_the_network(family, vgg, picture):
     with guided(pipe, style, features=vgg, style_scale=0.15, guidance=Guidance(method="clean")) as trace:
         painted = draw(3)
     assert trace and loss_of(painted, vgg, style) < loss_of(plain, vgg, style)
+
+
+def test_a_palette_gives_every_picture_the_moments_of_the_painting(family, vgg, picture):
+    pipe, draw = family
+    if schedulers.clips(pipe.scheduler):  # which comes after the shift, and changes the moments again
+        unclipped = {"clip_sample": False, "thresholding": False}
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **unclipped)
+    last, options = [], {"features": vgg, "guidance": Guidance(1e-9, "clean", palette=1e9)}
+    with steering.guided(pipe, picture(40, 56), on_step=last.append, **options):
+        draw(3)
+        first = last[-1].clean
+        draw(4)
+    second = last[-1].clean
+    assert not torch.allclose(first, second, atol=1e-2)
+    for one, other in zip(channel_moments(first), channel_moments(second), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def channel_moments(clean):
+    """Of latents, or of Flux's tokens, which hold 2 x 2 of them."""
+    if clean.ndim == 3:
+        clean = clean.unflatten(2, (-1, 4)).permute(0, 2, 1, 3)
+    return colour_moments(clean)

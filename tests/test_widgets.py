@@ -482,7 +482,9 @@ def test_inversion_is_invert(network, own):
     assert "conv4_4" not in widgets.inversion().controls["layer"].options  # of the profile's VGG-16
 
 
-PLANNED = settings("default", style_scale=0.4, window=(0.25, 0.75), ramp="late")
+PLANNED = {
+    preset: settings(preset, style_scale=0.4, window=(0.25, 0.75), ramp="late") for preset in ("default", "in-pixels")
+}
 GUIDED = {"style_scale": 0.4, "window": (0.25, 0.75), "ramp": "late", "style_loss": "meanvar", "steps": 4, "seed": 5}
 
 
@@ -506,7 +508,7 @@ def test_guided_stable_diffusion_is_the_pipeline(double, own, scheduler, monkeyp
     options = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
     monkeypatch.setattr(stable, "scheduler", getattr(diffusers, scheduler).from_config(original.config, **options))
     found = stable(
-        "a castle", style_image=own["mine"], guidance=PLANNED,
+        "a castle", style_image=own["mine"], guidance=PLANNED["default"],
         style_loss="meanvar", features=vgg, num_inference_steps=4, guidance_scale=3.0, generator=seeded(5),
         output_type="pt",
     )  # fmt: skip
@@ -532,7 +534,7 @@ def test_guided_ddpm_is_the_pipeline(faces, own, monkeypatch):
     result = run(explorer)
     monkeypatch.setattr(faces, "scheduler", diffusers.DDIMScheduler.from_config(faces.scheduler.config))
     found = faces(
-        style_image=own["yours"], guidance=PLANNED, style_loss="meanvar",
+        style_image=own["yours"], guidance=PLANNED["in-pixels"], style_loss="meanvar",
         features=vgg, num_inference_steps=4, generator=seeded(5), output_type="pt",
     )  # fmt: skip
     assert torch.equal(result.image, found.images)

@@ -31,6 +31,7 @@ def guide(
     preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
+    palette: Annotated[float | None, typer.Option(help="How fast its colours come.", callback=within(0))] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", callback=within(1, 1000))] = 30,
     size: Annotated[str | None, typer.Option(help="Side, or WIDTHxHEIGHT, in pixels. Default: the model's.")] = None,
     count: Annotated[int, typer.Option(help="Pictures to draw, with seeds that count up.", callback=within(1, 64))] = 1,
@@ -67,7 +68,8 @@ def guide(
     shares = options.numbers(style_weights, "style_weights")
     masks = options.region_masks(regions, "regions", len(style))
     checks.weights(shares, len(style), "style_weights")
-    changes = {"ramp": ramp, "window": window and checks.interval(options.numbers(window, "window"), "window")}
+    changes = {"ramp": ramp, "palette": palette}
+    changes["window"] = window and checks.interval(options.numbers(window, "window"), "window")
     settings = guidance.settings(preset, style_scale=style_scale, **changes)
     paintings = [images.load(name) for name in style]
     call |= _inputs(image, mask, strength, _size(size))

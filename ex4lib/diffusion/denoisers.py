@@ -87,7 +87,7 @@ class Latents:
     @functools.cached_property
     def modules(self) -> tuple[nn.Module, ...]:
         """What takes the gradients; made when it is first needed."""
-        return (_decoder(self._preview or self.vae, self._device),)
+        return (_part(self._preview or self.vae, "decoder", self._device),)
 
     def decode(self, clean: Tensor) -> Tensor:
         """The decoded picture, not clamped, at least float32, so that gradients pass."""
@@ -96,8 +96,10 @@ class Latents:
     def encode(self, image: Tensor) -> Tensor:
         """The latents of an image in [0, 1]: the mode of the full autoencoder's posterior, scaled."""
         with torch.no_grad():
-            posterior = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist
-        return (posterior.mode() - _shift(self.vae)) * self.vae.config.scaling_factor
+            encoder = _part(self.vae, "encoder", self._device)
+            encoded = encoder.encode((2 * image - 1).to(encoder.device, encoder.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return ((latents - _shift(self.vae)) * self.vae.config.scaling_factor).to(self.vae.dtype)
 
     def render(self, clean: Tensor) -> Tensor:
         """The full autoencoder's picture, clamped."""
@@ -113,26 +115,33 @@ def _shift(vae: nn.Module) -> float:
     return vae.config.get("shift_factor") or 0.0
 
 
-#: Copies of decoders, by autoencoder, with what the weights were when they were copied; made anew when they change.
-_COPIES: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
+#: Copies of parts of autoencoders, by autoencoder and name, with what the weights were when they were copied.
+_COPIES: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple]] = weakref.WeakKeyDictionary()
+#: Modules of a part of an autoencoder.
+_PARTS = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
 
 
-def _decoder(vae: nn.Module, device: torch.device | None) -> nn.Module:
-    """The autoencoder without encoder, tiling and offloading: the same weights, or a copy in float32 on the device."""
+def _part(vae: nn.Module, name: str, device: torch.device | None) -> nn.Module:
+    """The autoencoder with its encoder or decoder only, without tiling and offloading, on the device.
+
+    It has the same weights, or is a copy where those are elsewhere or of half precision, in which some autoencoders
+    overflow. The copy is in float32; it is made once and again only after the weights have changed.
+    """
     light = copy.copy(vae)
-    light._modules = {name: part for name, part in vae._modules.items() if name in ("decoder", "post_quant_conv")}
+    light._modules = {kept: part for kept, part in vae._modules.items() if kept in _PARTS[name]}
     light.use_slicing = light.use_tiling = False
-    for name in ("_hf_hook", "_old_forward", "forward"):
-        light.__dict__.pop(name, None)
+    for hook in ("_hf_hook", "_old_forward", "forward"):
+        light.__dict__.pop(hook, None)
     device, half = device or vae.device, vae.dtype in (torch.float16, torch.bfloat16)
     if not half and vae.device == device:
         return light
     state = (device, *((part.data_ptr(), part._version) for part in light.parameters()))
-    kept, decoder = _COPIES.get(vae, (None, None))
+    copies = _COPIES.setdefault(vae, {})
+    kept, part = copies.get(name, (None, None))
     if kept != state:
-        decoder = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
-        _COPIES[vae] = (state, decoder)
-    return decoder
+        part = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
+        copies[name] = (state, part)
+    return part
 
 
 class Denoiser:

@@ -78,6 +78,9 @@ class Guidance:
         window: guided while ``start <= i/n < stop`` for step i of n, counted in the full schedule.
         every: guide every k-th step of the window only, at the same scale.
         ramp: one of `RAMPS`, a factor on the scale.
+        palette: before the gradient, x̂0 goes ``palette · s`` of the way (with the ramp, at most all of it) to the
+            `palette.Palette` of the style: its channels' mean and covariance. A gradient moves colours slowly, since
+            it looks at every layer at once. Unit ``"noise"`` only; an objective of one's own has no palette.
         inner: iterations on x̂0 of ``clean`` and ``both``, each with a share of the scale and its own gradient.
         clean_share: the part of the scale that ``both`` gives to ``clean``.
         recurrence: how often a step is run; between runs its result is noised again. DDPM and DDIM in the library's
@@ -97,6 +100,7 @@ class Guidance:
     window: tuple[float, float] = (0.0, 1.0)
     every: int = 1
     ramp: str = "constant"
+    palette: float = 0.0
     inner: int = 1
     clean_share: float = 0.5
     recurrence: int = 1
@@ -121,6 +125,9 @@ class Guidance:
         if self.inner > 1 and self.method not in ("clean", "both"):
             raise ValueError(f"inner iterations belong to the methods clean and both, got method {self.method!r}")
         checks.fraction(self.clean_share, "clean_share")
+        object.__setattr__(self, "palette", checks.number(self.palette, "palette", low=0))
+        if self.palette and self.unit != "noise":
+            raise ValueError(f"palette multiplies a scale in the unit noise, got unit {self.unit!r}")
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -147,7 +154,9 @@ class Guidance:
 
 #: What is used where nothing else is asked for. The layout is left alone at first; then the pull of the painting grows
 #: while the noise, and with it the unit of the scale, falls. docs/guidance.md tells how it was chosen.
-DEFAULT = Guidance(scale=0.8, method="clean", ramp="rising", window=(0.3, 1.0))
+DEFAULT = Guidance(scale=0.5, method="clean", ramp="rising", window=(0.3, 1.0), palette=0.8)
+#: For models that draw in pixels, where a shift without the network's Jacobian stays visible as grain (notebook 04).
+IN_PIXELS = Guidance(scale=0.4, window=(0.66, 1.0), palette=1.0)
 #: The gradient through the network, at every step.
 FULL = Guidance()
 #: The same without the Jacobian of the network.
@@ -165,6 +174,7 @@ FREEDOM = Guidance(
 MPGD = Guidance(scale=15.0, method="clean", unit="correction", window=(0.3, 0.7))
 PRESETS = {
     "default": DEFAULT,
+    "in-pixels": IN_PIXELS,
     "full": FULL,
     "cheap": CHEAP,
     "algorithm-1": ALGORITHM_1,
@@ -213,6 +223,7 @@ class Situation:
         pull: cotangent of the prediction -> its gradient in the sample, through the network; None keeps to ``clean``.
         variance: channels of a learned variance, if there are any.
         correction: ``γ·(ε_c - ε_u)`` in the prediction's kind, if there is a prompt.
+        palette: clean samples -> the same with the colours of the style, if it has any.
     """
 
     scheduler: object
@@ -225,6 +236,7 @@ class Situation:
     variance: Tensor | None = None
     correction: Tensor | None = None
     eta: float = 0.0
+    palette: Callable[[Tensor], Tensor] | None = None
 
     @property
     def kind(self) -> str:
@@ -286,9 +298,13 @@ class Guided:
 def guide(situation: Situation, guidance: Guidance, strength: float = 1.0) -> Guided:
     """Take the gradient and shift the prediction; ``strength`` is a factor on the scale at this step."""
     clean, kind, level = situation.clean, situation.kind, situation.level
-    scale = strength * _per_image(guidance.scales, clean)
+    scale, coloured = strength * _per_image(guidance.scales, clean), 0.0
+    if guidance.palette and situation.palette is not None:
+        coloured = (guidance.palette * scale).clamp(max=1) * (situation.palette(clean) - clean)
+        prediction = situation.prediction + level.output_shift(level.noise_shift(coloured), kind)
+        situation = dataclasses.replace(situation, prediction=prediction)
     shift = _METHODS[guidance.method](situation, guidance, scale)
-    prediction, movement = situation.prediction, level.clean_shift(shift.noise)
+    prediction, movement = situation.prediction, coloured + level.clean_shift(shift.noise)
     if guidance.clipping == "first" and schedulers.clips(situation.scheduler):
         base = schedulers.clip(situation.scheduler, clean)
         prediction = prediction + level.output_shift(level.noise_shift(base - clean), kind)

@@ -18,6 +18,7 @@ from ex4lib import checks
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler, guide
+from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
@@ -261,11 +262,18 @@ class _Loop:
         output = output.detached()
         correction = None if output.correction is None else self.denoiser.guidance_scale * output.correction
         options = {"pull": pull if through else None, "variance": output.variance, "correction": correction}
+        options["palette"] = self.palette
         sample, detached = leaf.detach(), prediction.detach()
         return Situation(self.scheduler, level, number, sample, detached, self.loss, eta=self.eta, **options), output
 
     def loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.denoiser.space.decode(clean))
+
+    @functools.cached_property
+    def palette(self) -> Palette | None:
+        """Of the style, if the objective has one and the guidance asks for it."""
+        wanted = self.guidance.palette and hasattr(self.objective, "palette")
+        return self.objective.palette(self.denoiser.space.encode) if wanted else None
 
     def clipping(self, allowed: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if allowed else schedulers.without_clipping(self.scheduler)

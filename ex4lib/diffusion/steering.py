@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ex4lib import images, models
+from ex4lib import checks, images, models
 from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
+from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import Step, is_due, plain
 from ex4lib.features import VGG
@@ -98,8 +99,12 @@ class StyleObjective:
                 raise ValueError(f"a style image must be {least}, got {style.shape[-2]} x {style.shape[-1]}")
         styles = [images.resize(style.to(network.mean), max(self.size)) for style in styles]
         options = {"relative": True, "layer_weights": layer_weights}
+        self.styles, self.regions = styles, regions
+        shares = checks.weights(style_weights, len(styles), "style_weights")
+        self.shares = [share / sum(shares) for share in shares]
         if style_each:
             styles = torch.cat([images.resize(images.crop_square(style), max(self.size)) for style in styles])
+            self.styles, self.shares = [styles], [1.0]
         elif regions is not None:
             options["regions"] = [images.resize(region.to(network.mean), self.size) for region in regions]
         else:
@@ -113,6 +118,10 @@ class StyleObjective:
         if tuple(image.shape[-2:]) != self.size:
             image = F.interpolate(image, self.size, mode="bicubic", antialias=True)  # not clamped, unlike images.resize
         return self.objective(image)
+
+    def palette(self, encode: Callable[[Tensor], Tensor]) -> Palette:
+        """The colours of the styles, as ``encode`` shows them: pictures in [0, 1] -> clean samples."""
+        return Palette.of(encode, self.styles, self.shares, self.regions)
 
 
 def guided(
@@ -171,8 +180,7 @@ def guided(
     if not callable(style):
         options = {"style_loss": style_loss or settings.style_loss, "layers": style_layers, "style_each": style_each}
         options |= {"layer_weights": style_layer_weights, "style_weights": style_weights, "longest": settings.size}
-        style = _Style(features, device, style, regions, **options)
-        style.at(_usual_size(pipe, network))
+        style = _Style(features, device, style, regions, _usual_size(pipe, network), **options)
     session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
     return _context(session, checkpointing)
 
@@ -421,11 +429,22 @@ class _Session:
                 unprompted = outputs[torch.arange(len(outputs), device=outputs.device), weights.argmin(1)]
                 correction = torch.where(fits, prediction - unprompted.to(prediction), 0.0)
         optional = {"variance": variance, "correction": correction, "eta": options.get("eta", 0.0)}
+        optional["palette"] = self._coloured if self.palette else None
         situation = Situation(self.scheduler, level, number, whole, prediction, self._loss, pull, **optional)
         return situation, misfit
 
     def _loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.spaced.decode(clean))
+
+    @functools.cached_property
+    def palette(self) -> Palette | None:
+        """Of the style, if the objective has one and the guidance asks for it."""
+        wanted = self.guidance.palette and hasattr(self.objective, "palette")
+        return self.objective.palette(self.spaced.encode) if wanted else None
+
+    def _coloured(self, clean: Tensor) -> Tensor:
+        moved = self.palette(self._unpacked(clean))
+        return moved if clean.ndim == 4 else F.pixel_unshuffle(moved, 2).flatten(2).mT  # Flux's tokens again
 
     def _tell(self, index, number, level, output, sample, clean, row, result) -> None:
         if clean is None:
@@ -577,12 +596,15 @@ def _offloads_parts(network: nn.Module) -> bool:
 class _Style:
     """A `StyleObjective` for whatever size the pictures have; ``count`` styles if there is one for each."""
 
-    def __init__(self, network: VGG | str | None, device: torch.device, style, regions, **options):
+    def __init__(
+        self, network: VGG | str | None, device: torch.device, style, regions, usual: tuple[int, int], **options
+    ):
         network = network if isinstance(network, VGG) else _features(network, str(device))
         styles = [picture for batch in images.pictures(style, "style") for picture in batch.split(1)]
         options["regions"] = None if regions is None else [images.mask(region, "regions") for region in regions]
         self.count = len(styles) if options["style_each"] else None
         self.at = functools.lru_cache(lambda size: StyleObjective(network, styles, size, **options))
+        self.palette = self.at(usual).palette
 
     def __call__(self, image: Tensor) -> Tensor:
         return self.at(tuple(image.shape[-2:]))(image)

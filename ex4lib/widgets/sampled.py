@@ -15,7 +15,7 @@ from torch import Tensor
 from ex4lib import images, models
 from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
-from ex4lib.diffusion.guidance import DEFAULT, RAMPS, Guidance
+from ex4lib.diffusion.guidance import DEFAULT, IN_PIXELS, RAMPS, Guidance
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
 from ex4lib.diffusion.process import strided_timesteps
 from ex4lib.features import VGG
@@ -24,10 +24,8 @@ from ex4lib.widgets.controls import Pictures, Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Settings, Weights
 
-#: Where the explorer of a model in pixels begins: `DEFAULT` turns its faces into noise (notebook 04).
-IN_PIXELS = dataclasses.replace(DEFAULT, scale=0.3, ramp="constant", window=(0.65, 1.0))
 #: Settings of guided diffusion that are folded away.
-FOLDED = ("ramp", "style_loss", "steps", "scheduler")
+FOLDED = ("palette", "ramp", "style_loss", "steps", "scheduler")
 _VIEWS = (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches())
 VIEWS = {view.name: view for view in _VIEWS}
 
@@ -55,7 +53,7 @@ def guided_stable_diffusion(
     def begin(settings: Settings) -> Job:
         loaded = load()
         denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
-        return _guided(loaded, denoiser, loaded.vae_scale_factor, settings, shelf, load_features)
+        return _guided(loaded, denoiser, DEFAULT, settings, shelf, load_features)
 
     about = "The prompt says what is drawn, the painting how. At style scale 0 the painting has no influence."
     folded, look = (*FOLDED, "guidance_scale"), shelf.look("painting")
@@ -75,7 +73,7 @@ def guided_ddpm(
 
     def begin(settings: Settings) -> Job:
         loaded = load()
-        return _guided(loaded, Denoiser(loaded.unet, Pixels()), 1, settings, shelf, load_features)
+        return _guided(loaded, Denoiser(loaded.unet, Pixels()), IN_PIXELS, settings, shelf, load_features)
 
     about = "A model without prompts, steered by a painting. At style scale 0 the painting has no influence."
     look = shelf.look("painting")
@@ -151,6 +149,7 @@ def _guidance_controls(shelf: Shelf, start: Guidance, *, steps: int) -> dict[str
     return {
         "painting": shelf.control("van-gogh-village-street-in-auvers"),
         "style_scale": FloatSlider(value=start.scale, min=0.0, max=1.5, step=0.05),
+        "palette": FloatSlider(value=start.palette, min=0.0, max=2.0, step=0.1),
         "window": FloatRangeSlider(value=start.window, min=0.0, max=1.0, step=0.05),
         "ramp": Dropdown(options=list(RAMPS), value=start.ramp),
         "style_loss": Dropdown(options=list(STATISTICS)),
@@ -161,12 +160,12 @@ def _guidance_controls(shelf: Shelf, start: Guidance, *, steps: int) -> dict[str
 
 
 def _guided(
-    pipe: Any, denoiser: Denoiser, enlarged: int, settings: Settings, shelf: Shelf, load_features: Callable[[], VGG]
+    pipe: Any, denoiser: Denoiser, start: Guidance, settings: Settings, shelf: Shelf, load_features: Callable[[], VGG]
 ) -> Job:
-    """The loop of a style-guided pipeline for one picture, ``enlarged`` times the size of its sample."""
-    changes = {"scale": settings["style_scale"], "window": settings["window"], "ramp": settings["ramp"]}
-    guidance = dataclasses.replace(DEFAULT, **changes)
-    side = pipe.unet.config.sample_size
+    """The loop of a style-guided pipeline for one picture; ``start`` is the guidance that the controls change."""
+    changes = {name: settings[name] for name in ("palette", "window", "ramp")}
+    guidance = dataclasses.replace(start, scale=settings["style_scale"], **changes)
+    side, enlarged = pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", 1)
     grid = (side, side) if isinstance(side, int) else tuple(side)
     inputs, objective, networks = {}, None, []
     if guidance.is_on:
