@@ -139,8 +139,11 @@ class VGG(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         features: dict[str, Tensor] = {}
         for layer in chain:
-            if layer.startswith("conv"):
-                x = self._convolve(layer, x)
+            if layer == "conv1_1" and self.padding == "replicate":
+                x = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
+                x = F.conv2d(x, weight, self.convolutions[layer].bias)
+            elif layer.startswith("conv"):
+                x = self.convolutions[layer](x)
             elif layer.startswith("relu"):
                 x = F.relu(x, inplace=layer.replace("relu", "conv") not in wanted)  # never over a captured layer
             else:
@@ -166,13 +169,6 @@ class VGG(nn.Module):
     def _until(self, layers: Iterable[str | int]) -> list[str]:
         return self.layers[: max(map(self.layers.index, self.names(layers))) + 1]
 
-    def _convolve(self, layer: str, x: Tensor) -> Tensor:
-        convolution = self.convolutions[layer]
-        if layer == "conv1_1" and self.padding == "replicate":
-            x = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
-            return F.conv2d(x, convolution.weight, convolution.bias)
-        return convolution(x)
-
 
 def _check_options(pooling: str, padding: str) -> None:
     checks.choice(pooling, "pooling", POOLING_SCALE)
@@ -184,8 +180,5 @@ def rescaled(convolutions: Sequence[tuple[Tensor, Tensor]], scales: Sequence[flo
 
     ``W_l' = W_l S_l / S_{l-1}``, ``b_l' = b_l S_l`` with S_0 = 1; ReLU and pooling commute with positive factors.
     """
-    folded, before = [], 1.0
-    for (weight, bias), scale in zip(convolutions, scales, strict=True):
-        folded.append((weight * (scale / before), bias * scale))
-        before = scale
-    return folded
+    layers = zip(convolutions, scales, [1.0, *scales[:-1]], strict=True)
+    return [(weight * (scale / before), bias * scale) for (weight, bias), scale, before in layers]

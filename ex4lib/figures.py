@@ -106,9 +106,7 @@ class Saved:
         buffer = io.BytesIO()
         with Image.open(self.path) as picture:
             shown = picture.convert("RGB")
-        if shown.width > SHOWN_WIDTH:
-            height = round(shown.height * SHOWN_WIDTH / shown.width)
-            shown = shown.resize((SHOWN_WIDTH, height), Image.Resampling.LANCZOS)
+        shown.thumbnail((SHOWN_WIDTH, shown.height), Image.Resampling.LANCZOS, reducing_gap=None)
         shown.save(buffer, "JPEG", quality=80)
         return buffer.getvalue()
 

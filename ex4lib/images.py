@@ -115,9 +115,7 @@ def mask(source: ImageSource, argument: str = "mask", grid: tuple[int, int] | No
         opacity = alpha(source)
         levels = image if opacity is None else image * opacity
     else:
-        tensor = source if isinstance(source, Tensor) else _numbers(source, argument)
-        levels = _channels_first(tensor, argument, isinstance(source, np.ndarray), (1, 3, 4)).detach()
-        levels = _shares(levels, argument, whole=255)
+        levels = _shares(_channels_first(source, argument).detach(), argument, whole=255)
         levels = levels[:, :3].mean(1, keepdim=True) * (levels[:, 3:] if levels.shape[1] == 4 else 1)
     return levels if grid is None else resize(levels, grid)
 
@@ -312,17 +310,14 @@ def _content(source: str) -> bytes:
     if scheme and scheme != "file":
         raise ValueError(f"{source!r} cannot be fetched: a URL must begin with http, https or file")
     name = urllib.request.url2pathname(urllib.parse.urlsplit(source).path) if scheme else source
-    try:
-        path = Path(name).expanduser()
-        exists = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
-        exists = False
-    if not exists:
-        if name not in names():
-            near = ", ".join(difflib.get_close_matches(name[:100], names(), n=3, cutoff=0.4) or names())
-            missing = f"there is no file {checks.describe(source)} and no shipped picture of that name"
-            raise FileNotFoundError(f"{missing}; did you mean {near}?")
-        path = next(ASSETS.glob(f"*/{name}.jpg"))
+    path = next(ASSETS.glob(f"*/{name}.jpg")) if name in names() else None
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+        if (file := Path(name).expanduser()).is_file():
+            path = file
+    if path is None:
+        near = ", ".join(difflib.get_close_matches(name[:100], names(), n=3, cutoff=0.4) or names())
+        missing = f"there is no file {checks.describe(source)} and no shipped picture of that name"
+        raise FileNotFoundError(f"{missing}; did you mean {near}?")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -395,14 +390,14 @@ def _quiet(tiff: bool) -> Iterator[None]:
             yield
             return
         sys.stderr.flush()
-        screen, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        screen = os.dup(2)
         try:
-            os.dup2(nothing, 2)
-            yield
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), 2)
+                yield
         finally:
             os.dup2(screen, 2)
             os.close(screen)
-            os.close(nothing)
 
 
 def _upright(source: Image.Image) -> Image.Image:
@@ -426,11 +421,10 @@ def _to_srgb(source: Image.Image) -> Image.Image:
     base = {"LA": "L", "La": "L", "RGBA": "RGB", "RGBa": "RGB", "1": "L"}.get(source.mode, source.mode)
     source = source.convert("RGBA").convert("RGB") if source.mode == "RGBa" else source.convert(base)
     if profile:
-        try:
+        # A profile that is damaged, or for another colour mode: the numbers are read as sRGB.
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
             origin = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             return ImageCms.profileToProfile(source, origin, _SRGB, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # a damaged profile, or one for another colour mode: read the numbers as sRGB
     return source.convert("RGB")
 
 
@@ -456,19 +450,20 @@ def _numbers(array: np.ndarray, argument: str) -> Tensor:
 
 
 def _from_array(array: np.ndarray, argument: str) -> Tensor:
-    levels = _channels_first(_numbers(array, argument), argument, True, (1, 3, 4))
-    levels = _shares(levels, argument, whole=0)
+    levels = _shares(_channels_first(array, argument), argument, whole=0)
     if levels.shape[1] == 4:
         levels = levels[:, :3] * levels[:, 3:] + 1 - levels[:, 3:]
     return check(levels.expand(-1, 3, -1, -1).contiguous(), argument)
 
 
-def _channels_first(tensor: Tensor, argument: str, last: bool, channels: tuple[int, ...]) -> Tensor:
-    """``(H, W)``, ``(C, H, W)``, ``(B, C, H, W)``, and with ``last`` also ``(H, W, C)``, ``(B, H, W, C)``."""
+def _channels_first(source: Tensor | np.ndarray, argument: str) -> Tensor:
+    """``(H, W)``, ``(C, H, W)``, ``(B, C, H, W)``, and of an array also ``(H, W, C)``, ``(B, H, W, C)``."""
+    last = isinstance(source, np.ndarray)
+    tensor = _numbers(source, argument) if last else source
     found = tensor[None, None] if tensor.ndim == 2 else tensor[None] if tensor.ndim == 3 else tensor
-    if found.ndim == 4 and last and (found.shape[-1] in channels and found.shape[1] not in (1, 3)):
+    if found.ndim == 4 and last and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3):
         found = found.permute(0, 3, 1, 2)
-    if found.ndim != 4 or found.shape[1] not in channels or 0 in found.shape:
+    if found.ndim != 4 or found.shape[1] not in (1, 3, 4) or 0 in found.shape:
         raise ValueError(f"{argument} must have one, three or four channels, got {checks.describe(tensor)}")
     return found
 

@@ -52,7 +52,7 @@ class MeanVar:
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         rows = _rows(at_least_float32(features))
-        weights = None if mask is None else _positions(features, mask)[1].mT
+        weights = _weights(mask, rows)
         mean = _mean(rows, weights)
         return torch.cat([mean, _mean((rows - mean).square(), weights)], 1)
 
@@ -74,8 +74,8 @@ class BuresWasserstein:
     epsilon: float = 1e-4
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        positions, weights = _positions(features, mask)
-        mean = _mean(positions.mT, None if weights is None else weights.mT)
+        rows = _rows(at_least_float32(features))
+        mean = _mean(rows, _weights(mask, rows))
         return torch.cat([mean.mT, second_moment(features, mask)], 2)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ class SlicedWasserstein:
     seed: int = 0
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        positions, weights = _positions(features, mask)
+        positions = at_least_float32(features).flatten(2)
         kind = (positions.dtype, positions.device)
         directions = _directions(positions.shape[1], self.projections, self.seed, *kind)
         projected = directions @ positions  # (B, K, P)
-        if weights is None:
+        if mask is None:
             return self._uniform_quantiles(projected.sort(2).values)
         # What is masked out goes behind the last position, where no quantile looks.
-        weights = weights.expand(len(projected), 1, -1)
+        weights = _weights(mask, positions).mT.expand(len(projected), 1, -1)
         values, order = projected.masked_fill(weights == 0, float("inf")).sort(2)
         return self._weighted_quantiles(values, weights, order)
 
@@ -163,11 +163,7 @@ def gaussian_distance(
 
 def second_moment(features: Tensor, mask: Tensor | None = None) -> Tensor:
     """Raw second moment ``Σ_p w_p F_ip F_jp / P`` ``(B, C, C)`` in at least float32, the weights' mean being 1."""
-    weights = None
-    if mask is not None:
-        weights = _rows(mask.to(features.dtype))
-        weights = weights / weights.mean(1, keepdim=True)
-    return _SecondMoment.apply(features, weights)
+    return _SecondMoment.apply(features, _weights(mask, features))
 
 
 class _SecondMoment(torch.autograd.Function):
@@ -204,13 +200,12 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _positions(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Features as ``(B, C, P)`` and the mask as weights ``(B or 1, 1, P)`` of mean 1."""
-    positions = at_least_float32(features).flatten(2)
+def _weights(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """The mask as weights ``(B or 1, P, 1)`` of mean 1, in the number type of ``like``."""
     if mask is None:
-        return positions, None
-    weights = mask.to(positions).flatten(2)
-    return positions, weights / weights.mean(2, keepdim=True)
+        return None
+    weights = _rows(mask.to(like))
+    return weights / weights.mean(1, keepdim=True)
 
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:

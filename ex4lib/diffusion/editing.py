@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -102,17 +102,11 @@ def inpaint(
         pure = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype) * timed.init_noise_sigma
         x = torch.where(region, pure, x)
     loop = sample(denoiser, scheduler, x, steps=steps, start=first, generator=generator, after_step=keep, **options)
-    return _pasted(loop, image, mask)
 
+    def pasted(step: Step) -> Step:
+        return dataclasses.replace(step, _render=lambda x: torch.where(mask, step._render(x).to(image), image))
 
-def _pasted(steps: Iterator[Step], image: Tensor, mask: Tensor) -> Iterator[Step]:
-    """The steps with the original pixels outside the mask."""
-
-    def pasted(render: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.where(mask, render(x).to(image), image)
-
-    for step in steps:
-        yield dataclasses.replace(step, _render=pasted(step._render))
+    return (pasted(step) for step in loop)
 
 
 def _encoded(denoiser: Denoiser, image: ImageSource) -> tuple[Tensor, Tensor]:

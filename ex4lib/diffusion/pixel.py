@@ -71,7 +71,12 @@ def pixel_model(name: str | None = None) -> PixelModel:
     source, device = models.source("pixel", name), models.device()
     if (Path(source) / "unet").is_dir() and not (Path(source) / "model_index.json").is_file():
         return _embedded(Path(source), device)
-    return _deepfloyd(source, device)
+    pipe = deepfloyd_stage(IFPipeline, source, device)
+
+    def encode(prompts: list[str]) -> Tensor:
+        return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)[0]
+
+    return PixelModel(pipe.unet.eval().requires_grad_(False), pipe.scheduler, pipe.text_encoder, encode)
 
 
 def _embedded(folder: Path, device: torch.device) -> PixelModel:
@@ -85,15 +90,6 @@ def _embedded(folder: Path, device: torch.device) -> PixelModel:
         return encoder(tokens.to(encoder.device))[0]
 
     return PixelModel(unet, DDPMScheduler.from_pretrained(folder / "scheduler"), encoder, encode)
-
-
-def _deepfloyd(source: str, device: torch.device) -> PixelModel:
-    pipe = deepfloyd_stage(IFPipeline, source, device)
-
-    def encode(prompts: list[str]) -> Tensor:
-        return pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=device)[0]
-
-    return PixelModel(pipe.unet.eval().requires_grad_(False), pipe.scheduler, pipe.text_encoder, encode)
 
 
 def deepfloyd_stage(
