@@ -55,8 +55,10 @@ def number(
             return found
     if above is not None:
         bounds = f" above {above:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    elif low > -math.inf and high < math.inf:
+        bounds = f" from {low:g} to {high:g}"
     else:
-        bounds = _bounds(low, high)
+        bounds = f" of at least {low:g}" if low > -math.inf else f" of at most {high:g}" if high < math.inf else ""
     raise ValueError(f"{argument} must be a finite number{bounds}, got {describe(value)}")
 
 
@@ -193,9 +195,3 @@ def finite(tensor: Tensor, argument: str) -> Tensor:
         count = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{argument} must be finite, got {count} of {tensor.numel()} values that are not")
     return tensor
-
-
-def _bounds(low: float, high: float) -> str:
-    if low > -math.inf and high < math.inf:
-        return f" from {low:g} to {high:g}"
-    return f" of at least {low:g}" if low > -math.inf else f" of at most {high:g}" if high < math.inf else ""

@@ -8,6 +8,7 @@ A tile holds all pixels that its positions depend on: loss and gradient are thos
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -52,13 +53,12 @@ class TiledRecipe(Recipe):
         return TiledObjective(self, network, content, styles, **options)
 
 
-class TiledObjective:
+class TiledObjective(Objective):
     """`transfer.Recipe.objective` in tiles: images ``(B, 3, H, W)`` in [0, 1] -> losses ``(B,)``.
 
     Arguments:
         recipe: its style loss must be one of `LINEAR`.
-        network: the feature network.
-        content, styles: pictures ``(B, 3, H, W)``.
+        network, content, styles: the feature network, and pictures ``(B, 3, H, W)``.
         options: style_weights, regions and style_masks of `losses.style_terms`.
     """
 
@@ -71,11 +71,8 @@ class TiledObjective:
         options |= {"relative": recipe.relative, "layer_weights": recipe.layer_weights, "measure": self._statistics}
         weighted = (recipe.style_layers, self.statistic, recipe.style_weight)
         parts = [*self._content(content, recipe), *style_terms(self.network, styles, *weighted, **options)]
-        self.whole = Objective(self.network, [*parts, TotalVariation(recipe.tv_weight)])
-        self.parts = [part for part in self.whole.parts if part.weight]
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return torch.stack(list(self.terms(image).values())).sum(0)
+        super().__init__(self.network, [*parts, TotalVariation(recipe.tv_weight)])
+        self.parts = tuple(part for part in self.parts if part.weight)
 
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         """Weighted loss ``(B,)`` of each term. Only their sum has the right gradient: one term carries all of it."""
@@ -110,9 +107,12 @@ class TiledObjective:
         features = self.network(crop, {layer for part in parts for layer in part.layers})
         for part in parts:
             if isinstance(part, ContentTerm):
-                yield part, part.weight * window.content(features, part)
+                core = at_least_float32(window.cut(features[part.layer], part.layer, local=True))
+                square = (core - window.cut(part.target, part.layer)).square()
+                yield part, part.weight * square.sum((1, 2, 3)) / part.target[0].numel()
             elif isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
-                yield part, share * self.statistic(*window.core(features, part))
+                mask = None if part.mask is None else window.cut(part.mask, part.layer)
+                yield part, share * self.statistic(window.cut(features[part.layer], part.layer, local=True), mask)
 
     def _gradient(self, window: _Window, crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
@@ -149,7 +149,7 @@ class TiledObjective:
 
     def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator[_Window]:
         """The tiles of a picture, row by row."""
-        chain = self.network.layers[: max(map(self.network.layers.index, layers or self.whole.layers)) + 1]
+        chain = self.network.layers[: max(map(self.network.layers.index, layers or self.layers)) + 1]
         strides, stride, reach = {}, 1, 0
         for layer in chain:
             reach += stride * layer.startswith("conv")  # pixels beyond its own that a position depends on
@@ -174,10 +174,8 @@ class _Window:
 
     def crop(self, image: Tensor) -> Tensor:
         """The tile's pixels with the margin, as a view."""
-        rows, columns = (
-            slice(max(0, start - self.margin), min(end + self.margin, size))
-            for start, end, size in zip(self.start, self.end, self.size, strict=True)
-        )
+        edges = zip(self.start, self.end, strict=True)
+        rows, columns = (slice(max(0, start - self.margin), end + self.margin) for start, end in edges)
         return image[..., rows, columns]
 
     def cut(self, grid: Tensor, layer: str, *, local: bool = False) -> Tensor:
@@ -188,26 +186,12 @@ class _Window:
             slices.append(slice(start // self.strides[layer] - offset, end // self.strides[layer] - offset))
         return grid[..., slices[0], slices[1]]
 
-    def core(self, features: dict[str, Tensor], part: StyleTerm) -> tuple[Tensor, Tensor | None]:
-        """Features and mask of the core, for a statistic."""
-        mask = None if part.mask is None else self.cut(part.mask, part.layer)
-        return self.cut(features[part.layer], part.layer, local=True), mask
-
     def share(self, mask: Tensor | None, layer: str) -> float:
         """The core's share of all positions, or of the mask."""
         if mask is not None:
             return (self.cut(mask, layer).double().sum() / mask.double().sum()).item()
-        stride = self.strides[layer]
-        rows, columns = (
-            (end // stride - start // stride) / (size // stride)
-            for start, end, size in zip(self.start, self.end, self.size, strict=True)
-        )
-        return rows * columns
-
-    def content(self, features: dict[str, Tensor], part: ContentTerm) -> Tensor:
-        """The core's part of the content loss, before its weight."""
-        core = at_least_float32(self.cut(features[part.layer], part.layer, local=True))
-        return (core - self.cut(part.target, part.layer)).square().sum((1, 2, 3)) / part.target[0].numel()
+        stride, sides = self.strides[layer], zip(self.start, self.end, self.size, strict=True)
+        return math.prod((end // stride - start // stride) / (size // stride) for start, end, size in sides)
 
 
 class _Terms(torch.autograd.Function):

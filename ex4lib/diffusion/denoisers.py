@@ -179,11 +179,11 @@ class Denoiser:
         channels = sample.shape[1]
         sample = sample.to(self.dtype)
         if self.embeddings is None:
-            return Output(*_split(self.unet(sample, timestep, return_dict=False)[0], channels))
+            return Output(*split(self.unet(sample, timestep, return_dict=False)[0], channels))
         if self.guidance_scale == 1:
-            return Output(*_split(self._unet(sample, timestep, self.embeddings), channels))
+            return Output(*split(self._unet(sample, timestep, self.embeddings), channels))
         outputs = self._unet(torch.cat([sample] * 2), timestep, torch.cat([self.negative, self.embeddings]))
-        (unprompted, _), (conditional, variance) = (_split(half, channels) for half in outputs.chunk(2))
+        (unprompted, _), (conditional, variance) = (split(half, channels) for half in outputs.chunk(2))
         correction = conditional - unprompted
         return Output(unprompted + self.guidance_scale * correction, variance, correction)
 
@@ -191,7 +191,7 @@ class Denoiser:
         return self.unet(sample, timestep, encoder_hidden_states=embeddings, **self.options, return_dict=False)[0]
 
 
-def _split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """Prediction, and variance where the network has twice the channels."""
     return (output[:, :channels], output[:, channels:]) if output.shape[1] == 2 * channels else (output, None)
 

@@ -110,14 +110,15 @@ def sample(
     if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
         memory = f"{type(scheduler).__name__} remembers earlier steps; use DDIMScheduler or DDPMScheduler"
         raise ValueError(f"repeating steps needs a scheduler without memory, but {memory}")
-    if guided and objective is None:
-        raise ValueError("guidance needs an objective, images -> one loss each")
     if guided:
+        if objective is None:
+            raise ValueError("guidance needs an objective, images -> one loss each")
         check_scheduler(guidance, scheduler, eta)
         check_count(guidance.scales, x.shape[0])
-    if guided and guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
-        raise ValueError(NO_CORRECTION)
-    arguments, used = schedulers.step_arguments(scheduler, generator, eta), guidance if guided else None
+        if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
+            raise ValueError(NO_CORRECTION)
+    arguments = schedulers.step_arguments(scheduler, generator, eta) | {"return_dict": False}
+    used = guidance if guided else None
     loop = _Loop(denoiser, scheduler, arguments, eta, objective, used, checkpointing, measure)
     return _steps(loop, x, start, after_step, repeats, generator)
 
@@ -233,10 +234,8 @@ class _Loop:
         with torch.no_grad(), self.clipping(self.guidance is None or self.guidance.clipping != "never"):
             output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
             clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
-            return self.advance(output.whole, t, x), schedulers.clip(self.scheduler, clean), None
-
-    def advance(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        return self.scheduler.step(output, t, x, **self.arguments, return_dict=False)[0]
+            after = self.scheduler.step(output.whole, t, x, **self.arguments)[0]
+            return after, schedulers.clip(self.scheduler, clean), None
 
     def guided(self, x: Tensor, t: Tensor, level: Level, number: int, strength: float) -> tuple[Tensor, Tensor, dict]:
         began = time.perf_counter()
@@ -244,7 +243,7 @@ class _Loop:
         result = guide(situation, self.guidance, strength)
         shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
-            after = self.advance(shifted.whole, t, x)
+            after = self.scheduler.step(shifted.whole, t, x, **self.arguments)[0]
         row = result.measured(level, strength, self.loss if self.measure else None)
         return after, result.clean, row | {"seconds": time.perf_counter() - began}
 
@@ -262,9 +261,9 @@ class _Loop:
         output = output.detached()
         correction = None if output.correction is None else self.denoiser.guidance_scale * output.correction
         options = {"pull": pull if through else None, "variance": output.variance, "correction": correction}
-        options["palette"] = self.palette
+        options |= {"eta": self.eta, "palette": self.palette}
         sample, detached = leaf.detach(), prediction.detach()
-        return Situation(self.scheduler, level, number, sample, detached, self.loss, eta=self.eta, **options), output
+        return Situation(self.scheduler, level, number, sample, detached, self.loss, **options), output
 
     def loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.denoiser.space.decode(clean))

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 from ex4lib import checks, images, models
 from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.denoisers import Latents, Pixels, frozen
+from ex4lib.diffusion.denoisers import Latents, Pixels, frozen, split
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
 from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
@@ -307,30 +307,28 @@ class _Session:
         self.timesteps, self.levels, self.times = None, [], []  # of the pictures that are being drawn
         self.calls: list[_Call] = []
         self.ids, self.began = None, None  # of Flux's packed latents; the time of the first call for a step
-        self.spaced = _space(pipe, decoder, device, self._unpacked)
+        vae = getattr(pipe, "vae", None)
+        if vae is None and decoder is not None:
+            raise ValueError(f"decoder is for pipelines with latents, but {type(pipe).__name__} draws in pixels")
+        self.spaced = Pixels() if vae is None else Latents(vae, decoder, device=device, unpack=self._unpacked)
 
     def call(self, original: Callable, args: tuple, kwargs: dict):
         """A call of the network, with a graph if the coming step will use it."""
         self.began = self.began or time.perf_counter()
         self.ids = kwargs.get("img_ids", self.ids)
         through = self.guidance.method in THROUGH
+        name = next((name for name in ("sample", "hidden_states") if name in kwargs), None)
         if not self.steps and not self.calls:
-            self._check_first(len(kwargs[self._name(kwargs)] if self._name(kwargs) else args[0]))
+            self._check_first(len(kwargs[name] if name else args[0]))
         if not (through or self.guidance.unit == "correction") or not self._comes(args, kwargs):
             return original(*args, **kwargs)
         with torch.inference_mode(False), torch.set_grad_enabled(through):
             args, kwargs = tree_map(_usable, (args, kwargs))
-            name = self._name(kwargs)
             leaf = (kwargs[name] if name else args[0]).detach().requires_grad_(through)
             args, kwargs = (args, kwargs | {name: leaf}) if name else ((leaf, *args[1:]), kwargs)
             output = original(*args, **kwargs)
         self.calls = [*self.calls[1 - MOST_CALLS :], _Call(leaf, output[0])]
         return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
-
-    @staticmethod
-    def _name(kwargs: dict) -> str | None:
-        """Of the network's sample, if it was given by name."""
-        return next((name for name in ("sample", "hidden_states") if name in kwargs), None)
 
     def _check_first(self, rows: int) -> None:
         """Refuse, before the network runs, what does not fit its first call: each sample once, or 2 or 3 times."""
@@ -358,7 +356,9 @@ class _Session:
                 tensors = map(_usable, (model_output, sample))
                 situation, misfit = self._situation(*tensors, number, level, calls, options)
                 shifted = rules.guide(situation, self.guidance, strength)
-                model_output, clean = _replaced(model_output, shifted.prediction), shifted.clean
+                variance = model_output[:, sample.shape[1] :]  # learned, if there is one
+                model_output = torch.cat([shifted.prediction.to(model_output.dtype), variance], 1)
+                clean = shifted.clean
                 values = shifted.measured(level, strength, self._loss if self.measure else None)
             values = {"index": index, "timestep": number, "method": self.guidance.method} | values
             values["seconds"] = time.perf_counter() - began
@@ -370,7 +370,11 @@ class _Session:
         if is_due(moved.device, index, total) and not moved.isfinite().all():
             raise ValueError(f"the sample is not finite after step {index + 1} of {total} (timestep {number})")
         if self.on_step is not None:
-            self._tell(index, number, level, model_output, sample, clean, row, result)
+            if clean is None:
+                kind, prediction = schedulers.prediction_type(self.scheduler), model_output[:, : sample.shape[1]]
+                clean = level.clean(at_least_float32(sample), at_least_float32(prediction), kind)
+                clean = schedulers.clip(self.scheduler, clean)
+            self.on_step(Step(index, total, number, level, moved, clean, row, self.spaced.render))
         self.began = None
         return result
 
@@ -411,9 +415,7 @@ class _Session:
         self, output: Tensor, sample: Tensor, number: int, level: Level, calls: Sequence[_Call], options: dict
     ) -> tuple[Situation, Tensor | float]:
         """What `guide` needs to know, and the relative error of the combination, which stays on the device."""
-        channels = sample.shape[1] if sample.ndim == 4 else None
-        prediction, variance = (output[:, :channels], output[:, channels:]) if channels else (output, None)
-        variance = None if variance is None or not variance.shape[1] else variance
+        prediction, variance = split(output, sample.shape[1])
         whole, parts = at_least_float32(sample), _parts(calls, sample)
         prediction, pull, correction, misfit = at_least_float32(prediction), None, None, 0.0
         if self.guidance.method in THROUGH:
@@ -430,8 +432,7 @@ class _Session:
                 correction = torch.where(fits, prediction - unprompted.to(prediction), 0.0)
         optional = {"variance": variance, "correction": correction, "eta": options.get("eta", 0.0)}
         optional["palette"] = self._coloured if self.palette else None
-        situation = Situation(self.scheduler, level, number, whole, prediction, self._loss, pull, **optional)
-        return situation, misfit
+        return Situation(self.scheduler, level, number, whole, prediction, self._loss, pull, **optional), misfit
 
     def _loss(self, clean: Tensor) -> Tensor:
         return self.objective(self.spaced.decode(clean))
@@ -445,14 +446,6 @@ class _Session:
     def _coloured(self, clean: Tensor) -> Tensor:
         moved = self.palette(self._unpacked(clean))
         return moved if clean.ndim == 4 else F.pixel_unshuffle(moved, 2).flatten(2).mT  # Flux's tokens again
-
-    def _tell(self, index, number, level, output, sample, clean, row, result) -> None:
-        if clean is None:
-            kind, whole = schedulers.prediction_type(self.scheduler), at_least_float32(sample)
-            prediction = at_least_float32(output[:, : sample.shape[1]] if sample.ndim == 4 else output)
-            clean = schedulers.clip(self.scheduler, level.clean(whole, prediction, kind))
-        after = result[0] if isinstance(result, tuple) else result.prev_sample
-        self.on_step(Step(index, len(self.times), number, level, after, clean, row, self.spaced.render))
 
     def _unpacked(self, sample: Tensor) -> Tensor:
         """Flux's tokens ``(B, h·w, 4·C)``, each of 2 x 2 latents, as latents ``(B, C, 2h, 2w)``."""
@@ -549,13 +542,6 @@ def _usable(x):
     return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
-def _replaced(output: Tensor, prediction: Tensor) -> Tensor:
-    """The network's output with another prediction, and with the channels of a learned variance that it may have."""
-    prediction = prediction.to(output.dtype)
-    same = output.shape == prediction.shape
-    return prediction if same else torch.cat([prediction, output[:, prediction.shape[1] :]], 1)
-
-
 def _network(pipe) -> nn.Module:
     for name in ("transformer", "unet"):
         network = getattr(pipe, name, None)
@@ -567,14 +553,6 @@ def _network(pipe) -> nn.Module:
 
 def _classes(network: nn.Module | None) -> set[str]:
     return {cls.__name__ for cls in type(getattr(network, "_orig_mod", network)).__mro__}
-
-
-def _space(pipe, decoder: nn.Module | None, device: torch.device, unpack: Callable) -> Latents | Pixels:
-    if getattr(pipe, "vae", None) is not None:
-        return Latents(pipe.vae, decoder, device=device, unpack=unpack)
-    if decoder is not None:
-        raise ValueError(f"decoder is for pipelines with latents, but {type(pipe).__name__} draws in pixels")
-    return Pixels()
 
 
 def _usual_size(pipe, network: nn.Module) -> tuple[int, int]:
