@@ -140,7 +140,7 @@ def save(
     table = _table(name)
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.parent / ".lock"):  # notebooks may run side by side
-        rows = _rows(table)
+        rows = json.loads(table.read_text("utf-8"))["figures"] if table.is_file() else {}
         if path.is_file() and _agree(rows.get(name), row):
             return Saved(path, caption)
         for other in path.parent.glob(f"{path.stem}.*"):
@@ -206,10 +206,6 @@ def _table(name: str) -> Path:
     """The file of a figure's row."""
     found = re.match(r"(\d\d)_|(\w+)/", name)
     return figures_folder() / "metrics" / f"{(found[1] or found[2]) if found else 'others'}.json"
-
-
-def _rows(table: Path) -> dict[str, dict]:
-    return json.loads(table.read_text("utf-8"))["figures"] if table.is_file() else {}
 
 
 def _write_table(table: Path, rows: Mapping[str, Mapping]) -> None:

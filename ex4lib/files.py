@@ -42,9 +42,8 @@ def optional(module: str, extra: str, package: str | None = None) -> ModuleType:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, for the record."""
-    packages = ("ex4lib", "torch", "torchvision", "diffusers", "transformers")
     versions = {}
-    for package in packages:
+    for package in ("ex4lib", "torch", "torchvision", "diffusers", "transformers"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

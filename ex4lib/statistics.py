@@ -104,8 +104,7 @@ class SlicedWasserstein:
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         positions = at_least_float32(features).flatten(2)
-        kind = (positions.dtype, positions.device)
-        directions = _directions(positions.shape[1], self.projections, self.seed, *kind)
+        directions = _directions(positions.shape[1], self.projections, self.seed, positions.dtype, positions.device)
         projected = directions @ positions  # (B, K, P)
         if mask is None:
             return self._uniform_quantiles(projected.sort(2).values)

@@ -108,9 +108,8 @@ def stylize(
     after Gatys et al., "Controlling Perceptual Factors in Neural Style Transfer" (2017); colour after Gatys et al.,
     "Preserving Color in Neural Artistic Style Transfer" (2016).
     """
-    for name in settings:
-        if name in RENAMED:
-            raise ValueError(f"the argument {name} is now called {RENAMED[name]}")
+    for name in RENAMED.keys() & settings:
+        raise ValueError(f"the argument {name} is now called {RENAMED[name]}")
     return finish(stylize_steps(network, content, style, **settings), progress=progress, callback=callback)
 
 

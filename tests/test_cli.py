@@ -298,6 +298,7 @@ def test_a_note_about_a_failed_step_is_shown(run, tmp_path, monkeypatch):
     [
         ["invert", "IN", "-o", "IN"],
         ["texture", "IN", "-o", "IN"],
+        ["stylize", "IN", "hokusai-poppies", "-o", "IN"],
         ["stylize", "chelsea", "IN", "-o", "IN"],
         ["stylize", "chelsea", "hokusai-poppies", "--start", "IN", "-o", "IN"],
         ["stylize", "chelsea", "hokusai-poppies", "--regions", "IN", "-o", "IN"],

@@ -43,21 +43,16 @@ def targets(photographs: Sequence[str], output: Path, ending: str) -> list[Path]
     if output.suffix.lower() in PICTURES and not output.is_dir():
         if len(photographs) > 1:
             raise ValueError(f"the output of {len(photographs)} pictures must be a folder, got {str(output)!r}")
-        found = [output]
-    elif len(photographs) == 1 and output.suffix and not output.exists():
+        return [output]
+    if len(photographs) == 1 and output.suffix and not output.exists():
         raise ValueError(f"the output must end in {' or '.join(PICTURES)} or be a folder, got {output.name!r}")
-    else:
-        found = []
-        for photograph in photographs:
-            stem, number = Path(photograph.rstrip("/").split("?")[0]).stem[:100] or "picture", 2
-            path = output / f"{stem}.{ending.lstrip('.')}"
-            while path in found:
-                path, number = output / f"{stem}-{number}.{ending.lstrip('.')}", number + 1
-            found.append(path)
-    inputs = {Path(photograph).expanduser().resolve() for photograph in photographs if "://" not in photograph}
-    for path in found:
-        if path.resolve() in inputs:
-            raise ValueError(f"the output {str(path)!r} would replace a photograph: choose another folder")
+    found: list[Path] = []
+    for photograph in photographs:
+        stem, number = Path(photograph.rstrip("/").split("?")[0]).stem[:100] or "picture", 2
+        path = output / f"{stem}.{ending.lstrip('.')}"
+        while path in found:
+            path, number = output / f"{stem}-{number}.{ending.lstrip('.')}", number + 1
+        found.append(path)
     return found
 
 
@@ -106,9 +101,8 @@ def run(
             if result.interrupted:
                 sys.exit(130)
     if failures:
-        typer.echo(f"ex4lib: {len(failures)} of {len(photographs)} pictures failed:", err=True)
-        for failure in failures:
-            typer.echo(f"  {failure}", err=True)
+        summary = f"ex4lib: {len(failures)} of {len(photographs)} pictures failed:"
+        typer.echo("\n  ".join([summary, *failures]), err=True)
         sys.exit(1)
 
 

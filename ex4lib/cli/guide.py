@@ -19,6 +19,9 @@ from ex4lib.cli import options
 from ex4lib.cli.options import within
 from ex4lib.statistics import STATISTICS
 
+#: Arguments of `guide` that a picture's metadata hold as they were given.
+RECORDED = ("prompt", "style", "style_loss", "style_weights", "regions", "scheduler", "image", "mask", "strength")
+
 
 def guide(
     prompt: Annotated[str, typer.Argument(help='What to draw in the painting\'s style; "" leaves it open.')],
@@ -54,9 +57,7 @@ def guide(
     """
     from ex4lib.diffusion import guidance  # diffusers takes seconds to import
 
-    names = ("prompt", "style", "style_loss", "style_weights", "regions", "scheduler", "image", "mask", "strength")
     given = locals()
-    record = {name: given[name] for name in names} | {"model": model or models.source("stable-diffusion")}
     checks.prompts(prompt)
     inputs = [*style, *(options.parts(regions, "regions") or []), image, mask]
     paths = _paths(output, count, inputs)
@@ -68,24 +69,20 @@ def guide(
     shares = options.numbers(style_weights, "style_weights")
     masks = options.region_masks(regions, "regions", len(style))
     checks.weights(shares, len(style), "style_weights")
-    changes = {"ramp": ramp, "palette": palette}
-    changes["window"] = window and checks.interval(options.numbers(window, "window"), "window")
-    settings = guidance.settings(preset, style_scale=style_scale, **changes)
+    interval = window and checks.interval(options.numbers(window, "window"), "window")
+    settings = guidance.settings(preset, style_scale=style_scale, ramp=ramp, palette=palette, window=interval)
     paintings = [images.load(name) for name in style]
     call |= _inputs(image, mask, strength, _size(size))
     pipe = _pipeline(model, image, mask, scheduler, call)
     arguments = {"style_weights": shares, "regions": masks, "style_loss": style_loss}
     arguments |= {"guidance": settings, "features": network}
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(count)]
-    call |= {"prompt": prompt, "generator": generators}
+    call |= {"prompt": prompt, "generator": [torch.Generator().manual_seed(seed + i) for i in range(count)]}
     callback = options.preview_callback(preview, inputs=inputs)
     drawn, trace, interrupted = _drawn(pipe, call, paintings, arguments, callback)
-    record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted}
+    record = {name: given[name] for name in RECORDED} | {"model": model or models.source("stable-diffusion")}
+    record |= {"guidance": dataclasses.asdict(settings), "interrupted": interrupted, "seed": seed}
     record |= {name: value for name, value in call.items() if name not in ("image", "mask_image", "generator")}
-    for number, path in enumerate(paths):
-        metadata = {"ex4lib": json.dumps(record | {"seed": seed + number})}
-        images.save(drawn[number : number + 1].float().cpu().clamp(0, 1), path, metadata=metadata, quality=quality)
-    _report(paths, trace, interrupted)
+    _write(drawn, paths, trace, record, quality)
 
 
 def _paths(output: Path, count: int, inputs: list) -> list[Path]:
@@ -97,12 +94,16 @@ def _paths(output: Path, count: int, inputs: list) -> list[Path]:
     return paths
 
 
-def _report(paths: list[Path], trace: list[dict], interrupted: bool) -> None:
-    """Say what was drawn; after Ctrl-C end with code 130."""
+def _write(drawn: torch.Tensor, paths: list[Path], trace: list[dict], record: dict, quality: int) -> None:
+    """Write the pictures and say what was drawn; after Ctrl-C end with code 130."""
+    for number, path in enumerate(paths):
+        metadata = {"ex4lib": json.dumps(record | {"seed": record["seed"] + number})}
+        images.save(drawn[number : number + 1].float().cpu().clamp(0, 1), path, metadata=metadata, quality=quality)
     seconds, lost = sum(row["seconds"] for row in trace), sum(row["skipped"] for row in trace)
     text = f"{len(trace)} guided steps in {seconds:.1f} s" + f", {lost} skipped" * bool(lost)
-    typer.echo(f"{', '.join(map(str, paths))}: {text}" + ", interrupted: the estimate so far" * interrupted)
-    if interrupted:
+    text += ", interrupted: the estimate so far" * record["interrupted"]
+    typer.echo(f"{', '.join(map(str, paths))}: {text}")
+    if record["interrupted"]:
         sys.exit(130)
 
 

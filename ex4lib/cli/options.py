@@ -70,8 +70,9 @@ def check_output(output: Path, endings: tuple[str, ...] = PICTURES, inputs: Iter
         writable = False
     if not writable:
         raise ValueError(f"the output {str(output)[:200]!r} cannot be written there")
-    if output.exists() and any(os.path.exists(name) and output.samefile(name) for name in inputs if name):
-        raise ValueError(f"the output {str(output)[:200]!r} would replace a picture that is read: choose another name")
+    read = [os.path.expanduser(name) for name in inputs if name]
+    if output.exists() and any(os.path.exists(name) and output.samefile(name) for name in read):
+        raise ValueError(f"the output {str(output)[:200]!r} would replace a picture that is read: write elsewhere")
 
 
 def preview_callback(

@@ -96,8 +96,6 @@ class Explorer:
         for control in self.controls.values():
             control.observe(lambda _: self._try(self._follow_controls), "value")
 
-    # --- settings and runs ------------------------------------------------------------------------------------------
-
     def settings(self) -> Settings:
         """What the controls stand at."""
         return {name: control.value for name, control in self.controls.items()}
@@ -144,7 +142,10 @@ class Explorer:
                 self._compare(self.kept or previous)
                 with contextlib.closing(result.steps()) as frames:
                     for frame in frames:
-                        self._preview(result, frame)
+                        self.progress.max, self.progress.value = result.total, result.done
+                        self._say(result.words)
+                        if frame is not None:
+                            self.after.show(frame, position(result.done, result.total))
                         await asyncio.sleep(PAUSE)
                         if self._stop and result.done < result.total:
                             ending = f"cancelled after {position(result.done, result.total)}"
@@ -170,8 +171,6 @@ class Explorer:
             asyncio.run(self._run())
         else:
             self.task = loop.create_task(self._run())
-
-    # --- comparing and exporting ------------------------------------------------------------------------------------
 
     def keep(self) -> None:
         """Keep the picture on display as the one before, to compare others with and to export beside them."""
@@ -207,8 +206,6 @@ class Explorer:
         if self.result is None:
             raise ValueError(f"{self.name} has no result yet: press Run first")
         return [*([self.kept] if self.kept else []), (self.result, self.scrub.value)]
-
-    # --- what is on the page ----------------------------------------------------------------------------------------
 
     def _ipython_display_(self) -> None:
         """Show the widgets; where there are none, as on GitHub, say so instead of listing them."""
@@ -253,12 +250,6 @@ class Explorer:
             self.inputs[name].show(png(picture))
         if self.result is None:
             self._compare(None)
-
-    def _preview(self, result: Result, frame: bytes | None) -> None:
-        self.progress.max, self.progress.value = result.total, result.done
-        self._say(result.words)
-        if frame is not None:
-            self.after.show(frame, position(result.done, result.total))
 
     def _present(self, *, latest: bool = False) -> None:
         """Show the result at the step that is looked at, and what was before; ``latest`` moves on to the last step."""

@@ -76,8 +76,7 @@ def guided_ddpm(
         return _guided(loaded, Denoiser(loaded.unet, Pixels()), IN_PIXELS, settings, shelf, load_features)
 
     about = "A model without prompts, steered by a painting. At style scale 0 the painting has no influence."
-    look = shelf.look("painting")
-    return Explorer("Guided DDPM", about, controls, begin, folded=FOLDED, look=look, **options)
+    return Explorer("Guided DDPM", about, controls, begin, folded=FOLDED, look=shelf.look("painting"), **options)
 
 
 def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
@@ -109,8 +108,8 @@ def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **opti
         "Noise is added to the photograph and removed again towards the prompt. The start is the timestep to "
         f"begin at, of {len(timesteps)}: a later one stays closer to the photograph."
     )
-    look = shelf.look("photo")
-    return Explorer("SDEdit", about, controls, begin, folded=("guidance_scale",), look=look, **options)
+    folded, look = ("guidance_scale",), shelf.look("photo")
+    return Explorer("SDEdit", about, controls, begin, folded=folded, look=look, **options)
 
 
 def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
@@ -129,11 +128,7 @@ def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
         denoisers = [loaded.denoiser(prompt, guidance_scale=scale) for prompt in prompts]
         denoiser, noise = illusions.Anagram(denoisers, [illusions.IDENTITY, view]), loaded.noise(1, draws)
         steps = sampling.sample(denoiser, loaded.scheduler, noise, steps=timesteps, generator=draws)
-
-        def side_by_side(image: Tensor) -> Tensor:
-            return torch.cat([image, view.shown(image)], dim=-1)
-
-        return _sampled(steps, {}, _pixel_weights(loaded), seen=side_by_side)
+        return _sampled(steps, {}, _pixel_weights(loaded), seen=lambda image: torch.cat([image, view.shown(image)], -1))
 
     about = "Each picture stands beside its view, which should show the other prompt."
     return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), **options)
@@ -167,22 +162,18 @@ def _guided(
     guidance = dataclasses.replace(start, scale=settings["style_scale"], **changes)
     side, enlarged = pipe.unet.config.sample_size, getattr(pipe, "vae_scale_factor", 1)
     grid = (side, side) if isinstance(side, int) else tuple(side)
-    inputs, objective, networks = {}, None, []
+    inputs, objective, hashes = {}, None, {}
     if guidance.is_on:
-        inputs, networks = shelf.load(settings, "painting"), [load_features()]
+        inputs, network = shelf.load(settings, "painting"), load_features()
+        hashes["features"] = network.identity
         size, style_loss = tuple(enlarged * length for length in grid), settings["style_loss"]
-        objective = pipelines.StyleObjective(networks[0], list(inputs.values()), size, style_loss=style_loss)
+        objective = pipelines.StyleObjective(network, list(inputs.values()), size, style_loss=style_loss)
     scheduler, draws = schedulers.named(settings["scheduler"], pipe.scheduler), seeded(settings)
     x = randn_tensor((1, pipe.unet.config.in_channels, *grid), draws, pipe.device, denoiser.dtype)
     x = x * schedulers.timed(scheduler, settings["steps"], device=pipe.device).init_noise_sigma
     options = {"objective": objective, "guidance": guidance, "generator": draws}
     steps = sampling.sample(denoiser, scheduler, x, steps=settings["steps"], **options)
-
-    def weights() -> dict:
-        hashes = {"features": networks[0].identity} if networks else {}
-        return {Path(pipe.name_or_path).name: models.pipeline_sha256(pipe), **hashes}
-
-    return _sampled(steps, inputs, weights)
+    return _sampled(steps, inputs, lambda: {Path(pipe.name_or_path).name: models.pipeline_sha256(pipe), **hashes})
 
 
 def _sampled(
