@@ -137,7 +137,10 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"], "preset must be default, full"),
+        (
+            ["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--preset", "best"],
+            "preset must be default, in-pixels",
+        ),
         (
             ["guide", "a cat", "hokusai-great-wave", "-o", "x.png", "--window", "0.2"],
             "window must be fractions 0 <=",
