@@ -243,12 +243,11 @@ def calibrated(
 def recommended(rows: Sequence[tuple[Setting, dict[str, float]]], most: float = 0.1) -> tuple[Setting, dict]:
     """The setting of the highest specificity whose prompt agreement falls by at most ``most``.
 
-    Among equal ones the one of the lower mean rank, then the faster. Where none keeps the prompt, the one that loses
-    least.
+    Where none keeps the prompt so far, one of those that lose least. Among equal ones the one of the lower mean rank,
+    then the faster.
     """
-    fitting = [row for row in rows if row[1]["fall"] <= most]
-    if not fitting:
-        return min(rows, key=lambda row: row[1]["fall"])
+    bound = max(most, min(row["fall"] for _, row in rows))
+    fitting = [row for row in rows if row[1]["fall"] <= bound + 1e-9]
     return max(fitting, key=lambda row: (row[1]["specificity"], -row[1]["mean rank"], -row[1]["seconds"]))
 
 

@@ -116,6 +116,7 @@ def test_the_recommended_setting_keeps_the_prompt():
     assert specificity.recommended(rows)[0].guidance.scale == 0.9
     assert specificity.recommended([*rows, row(0.9, 0.1, rank=0.5)])[1]["mean rank"] == 0.5
     assert specificity.recommended([row(1.0, 0.3), row(0.2, 0.2)])[0].guidance.scale == 0.2
+    assert specificity.recommended([row(0.8, 0.25), row(1.0, 0.25), row(0.9, 0.4)])[0].guidance.scale == 1.0
 
 
 def test_a_setting_is_named_by_what_it_changes():
