@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 import threading
 import time
@@ -45,6 +46,9 @@ RASTER_FORMATS = (
 )
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+#: The time at which a profile was made, from year to second (ICC.1:2022, 7.2.8): a fixed one, so that equal pictures
+#: are equal files.
+_MADE = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
 _SCREEN = threading.RLock()
 _DESCRIPTION = 0x010E  # EXIF's ImageDescription
 
@@ -161,7 +165,8 @@ def save(
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE or format_name not in RASTER_FORMATS:
         raise ValueError(f"path must end in a picture format such as .png or .jpg, got {path.name!r}")
-    options: dict = {"icc_profile": _SRGB.tobytes()}
+    profile = _SRGB.tobytes()
+    options: dict = {"icc_profile": profile[:24] + _MADE + profile[36:]}
     if format_name == "PNG":
         options["pnginfo"] = png_text(metadata or {})
     elif metadata:

@@ -4,6 +4,8 @@ import http.server
 import io
 import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -179,6 +181,15 @@ def test_colour_profiles_are_converted(tmp_path):
     for name, expected in (("exchanged", [0, 255, 0]), ("same", [255, 0, 0]), ("damaged", [255, 0, 0])):
         got = as_levels(images.load(tmp_path / f"{name}.png"))[0, 0].astype(int)
         assert np.abs(got - expected).max() <= 2, name
+
+
+def test_equal_pictures_are_equal_files_at_any_time(tmp_path):
+    """A profile tells when it was made, but not here, or every run would write other files."""
+    save = "from ex4lib import images; import sys, torch; images.save(torch.full((1, 3, 4, 4), 0.5), sys.argv[1])"
+    for name in ("first.png", "second.png"):
+        subprocess.run([sys.executable, "-c", save, str(tmp_path / name)], check=True)
+        time.sleep(1.1)  # the time in a profile is in seconds
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

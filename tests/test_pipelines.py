@@ -313,7 +313,7 @@ def test_wrong_input_is_refused_before_the_first_step(pipe, style, vgg, monkeypa
         ({"style_image": torch.rand(1, 3, 4, 4), "style_layers": ("relu5_1",)}, "at least 16 x 16 pixels"),
         ({"style_loss": "gran"}, "style_loss must be gram"),
         ({"style_layers": ("relu9_9",)}, "no layer 'relu9_9'"),
-        ({"guidance": "fredom"}, "guidance must be a Guidance or one of default, full"),
+        ({"guidance": "fredom"}, "guidance must be a Guidance or one of default, in-pixels, full"),
         ({"window": (0.8, 0.2)}, "window must be fractions"),
         ({"regions": [torch.ones(1, 1, 32, 32)] * 2}, "regions must be one per style: 1 styles, 2 masks"),
         ({"regions": [torch.zeros(1, 1, 32, 32)]}, "region is empty"),
