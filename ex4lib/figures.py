@@ -192,8 +192,7 @@ def _encoded(figure: Figure, photographs: bool, row: Mapping[str, Any] | None) -
         figure.savefig(buffer, format="png", pil_kwargs={"pnginfo": text})
         return buffer.getvalue()
     figure.savefig(buffer, format="png")
-    with Image.open(buffer) as drawn:
-        picture = drawn.convert("RGB")
+    picture = Image.open(buffer).convert("RGB")
     smaller = io.BytesIO()
     if photographs:
         picture.save(smaller, "JPEG", quality=87, subsampling=0)

@@ -46,9 +46,8 @@ RASTER_FORMATS = (
 )
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 _LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-#: The time at which a profile was made, from year to second (ICC.1:2022, 7.2.8): a fixed one, so that equal pictures
-#: are equal files.
-_MADE = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+#: sRGB as if it was made on 1 January 2000 (ICC.1:2022, 7.2.8), so that equal pictures are equal files.
+_UNDATED = _SRGB.tobytes()[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + _SRGB.tobytes()[36:]
 _SCREEN = threading.RLock()
 _DESCRIPTION = 0x010E  # EXIF's ImageDescription
 
@@ -165,8 +164,7 @@ def save(
     format_name = Image.registered_extensions().get(path.suffix.lower())
     if format_name not in Image.SAVE or format_name not in RASTER_FORMATS:
         raise ValueError(f"path must end in a picture format such as .png or .jpg, got {path.name!r}")
-    profile = _SRGB.tobytes()
-    options: dict = {"icc_profile": profile[:24] + _MADE + profile[36:]}
+    options: dict = {"icc_profile": _UNDATED}
     if format_name == "PNG":
         options["pnginfo"] = png_text(metadata or {})
     elif metadata:

@@ -161,11 +161,10 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 def pipeline_sha256(pipe) -> str:
     """SHA-256 over the weights of a diffusers pipeline, 16 digits for each network; computed once for each pipeline."""
-    known = pipe.__dict__.setdefault("_ex4lib_sha256", {})
-    if not known:
+    if "_ex4lib_sha256" not in vars(pipe):
         networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-        known["all"] = "-".join(weights_sha256(networks[name])[:16] for name in sorted(networks))
-    return known["all"]
+        vars(pipe)["_ex4lib_sha256"] = "-".join(weights_sha256(networks[name])[:16] for name in sorted(networks))
+    return vars(pipe)["_ex4lib_sha256"]
 
 
 def _torchvision_weights(name: str) -> tuple:
