@@ -21,7 +21,7 @@ IN_NOTEBOOKS_ONLY = (
     # One run of an explorer: what it explores is in the report, from the experiments.
     *("01_explorer", "03_explorer", "04_explorer", "05_explorer", "07_explorer"),
     # Steps towards a figure of the report, which has the same in it and more.
-    *("01_filmstrip", "01_one_layer", "01_prior", "02_statistics", "07_hybrid_pictures"),
+    *("01_filmstrip", "01_one_layer", "01_prior", "02_statistics", "04_guided", "07_hybrid_pictures"),
     # Further settings of what the report shows; their tiles would be too small in print.
     *("03_choices", "03_extras", "03_sweep", "04_scales", "04_traces"),
     *("05_calibration", "05_methods", "05_schedulers"),

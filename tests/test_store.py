@@ -139,25 +139,24 @@ def test_a_process_killed_while_writing(store, compute):
     """Processes die with half of a file on disk; the next one computes anew and reads nothing of it."""
     script = """
         import os
+        import pathlib
         import torch
         from experiments import store
 
         run = store.Run({"loss": 1.0}, {"image": torch.zeros(1, 3, 8, 8)})
-        real = os.fdopen
+        real = pathlib.Path.write_bytes
 
         def die_at(turn):
             opened = []
 
-            def dying(descriptor, mode):
-                file = real(descriptor, mode)
-                opened.append(file)
+            def dying(path, content):
+                opened.append(path)
                 if len(opened) == turn:
-                    file.write(b"half a")
-                    file.flush()
+                    real(path, b"half a")
                     os._exit(9)
-                return file
+                return real(path, content)
 
-            os.fdopen = dying
+            pathlib.Path.write_bytes = dying
             store.stored("kind", {}, lambda: run)
 
         for turn in (1, 2):  # the picture file, the table

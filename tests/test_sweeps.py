@@ -28,7 +28,7 @@ GRID = {
 def tiny(tmp_path, monkeypatch):
     folder, judge = save_stable_diffusion(tmp_path / "sd"), Judge(save_judge(tmp_path / "judge"))
     monkeypatch.setattr(models, "features", lambda name=None, **_: random_network("vgg16").float())
-    monkeypatch.setattr(models, "judge", lambda *_, **__: judge)
+    monkeypatch.setattr(Judge, "load", lambda *_, **__: judge)
     return str(folder)
 
 
