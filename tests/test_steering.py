@@ -250,6 +250,46 @@ def test_offloaded_models_are_guided_in_every_call(twice, stable, vgg, style, tm
     assert len(trace) == twice * STEPS and not any("note" in row for row in trace)
 
 
+def test_with_group_offloading_the_default_draws_the_same_picture(vgg, style, tmp_path):
+    pipe = quiet(StableDiffusionPipeline.from_pretrained(save_stable_diffusion(tmp_path)))
+    with steering.guided(pipe, style, features=vgg):
+        expected = call(pipe)
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    with steering.guided(pipe, style, features=vgg) as trace:
+        torch.testing.assert_close(call(pipe), expected)
+    assert trace
+
+
+def test_parts_of_a_sequentially_offloaded_autoencoder_have_its_weights():
+    """Not through a pipeline: accelerate's sequential offloading to the CPU fails in the stock one, too."""
+    from accelerate import cpu_offload
+
+    from ex4lib.diffusion.denoisers import Latents
+    from tests.test_steering_families import autoencoder
+
+    vae, cpu = autoencoder(scaling_factor=0.5).eval(), torch.device("cpu")
+    image, latents = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 16, 16)
+    whole = Latents(vae)
+    expected = whole.encode(image), whole.decode(latents)
+    for part in (vae.encoder, vae.decoder, vae.quant_conv, vae.post_quant_conv):
+        cpu_offload(part, cpu)
+    offloaded = Latents(vae, device=cpu)
+    assert vae.device.type == "meta"
+    for got, right in zip((offloaded.encode(image), offloaded.decode(latents)), expected, strict=True):
+        torch.testing.assert_close(got, right)
+    assert vae.device.type == "meta"
+
+
+def test_the_default_of_pipelines_in_pixels_is_another(vgg, style, tmp_path):
+    from tests.random_models import save_ddpm
+
+    pipe = quiet(DDPMPipeline.from_pretrained(save_ddpm(tmp_path)))
+    with steering.guided(pipe, style, features=vgg) as trace:
+        pipe(num_inference_steps=6, generator=seeded(), output_type="np")
+    assert {row["method"] for row in trace} == {"noise"} and [row["index"] for row in trace] == [4, 5]
+
+
 def test_pipelines_that_are_not_known_are_refused(stable, style):
     class Other:
         scheduler, components, unet = stable.scheduler, {}, nn.Identity()

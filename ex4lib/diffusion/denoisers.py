@@ -139,7 +139,12 @@ def _part(vae: nn.Module, name: str, device: torch.device | None) -> nn.Module:
     copies = _COPIES.setdefault(vae, {})
     kept, part = copies.get(name, (None, None))
     if kept != state:
-        part = copy.deepcopy(light).to(device=device, dtype=torch.float32 if half else vae.dtype)
+        part = copy.deepcopy(light)
+        if part.device.type == "meta":  # sequential offloading, whose hooks hold the weights
+            from accelerate.hooks import remove_hook_from_submodules
+
+            remove_hook_from_submodules(part)
+        part = part.to(device=device, dtype=torch.float32 if half else vae.dtype)
         copies[name] = (state, part)
     return part
 

@@ -171,7 +171,7 @@ def guided(
         ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
         RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
     """
-    settings = rules.settings(guidance, style_scale=style_scale, window=window)
+    settings = rules.settings(_preset(pipe, guidance), style_scale=style_scale, window=window)
     if not settings.is_on:
         return contextlib.nullcontext([])
     network = _network(pipe)
@@ -183,6 +183,11 @@ def guided(
         style = _Style(features, device, style, regions, _usual_size(pipe, network), **options)
     session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
     return _context(session, checkpointing)
+
+
+def _preset(pipe, guidance: Guidance | str) -> Guidance | str:
+    """``"default"`` is another setting for pipelines that draw in pixels."""
+    return "in-pixels" if guidance == "default" and getattr(pipe, "vae", None) is None else guidance
 
 
 def _check(pipe, network: nn.Module, settings: Guidance) -> None:
