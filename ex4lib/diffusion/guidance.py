@@ -153,7 +153,7 @@ class Guidance:
 
 
 #: What is used where nothing else is asked for. The layout is left alone at first; then the pull of the painting grows
-#: while the noise, and with it the unit of the scale, falls. docs/guidance.md tells how it was chosen.
+#: while the noise, and with it the unit of the scale, falls. docs/guidance.md says how it was chosen.
 DEFAULT = Guidance(scale=0.5, method="clean", ramp="rising", window=(0.3, 1.0), palette=0.8)
 #: The default of pipelines in pixels: a shift without the network's Jacobian would stay as grain (notebook 04).
 IN_PIXELS = Guidance(scale=0.4, window=(0.66, 1.0), palette=1.0)
