@@ -92,8 +92,8 @@ def optimise(
     """Minimise ``objective`` over the pixels of ``init``; yields a `Step` per evaluation of it.
 
     ``"lbfgs"``: the image is ``x = (1 + sin u) / 2`` and L-BFGS moves u, one evaluation per step, so that x stays in
-    [0, 1] without clamping, which would spoil the curvature estimate. The first step has an rms of 0.02 in u whatever
-    the scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
+    [0, 1] without clamping, after which L-BFGS would misjudge the curvature. The first step has an rms of 0.02 in u
+    whatever the scale of the loss. ``"adam"``: x itself, clamped to [0, 1] after each step.
 
     A loss or gradient that is not finite, or a loss far above the best (see `_limit`), rolls back to the best image
     with half the step, with a warning and a ``note``; so, with a note only, does L-BFGS after `STALL` evaluations

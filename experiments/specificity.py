@@ -271,6 +271,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a Stable Diffusion folder or hub id; default: the profile's")
     parser.add_argument("--report", action="store_true", help="paintings and prompts of the report, not of the choice")
+    parser.add_argument("--prompts", nargs="+", help="other than those of the choice or the report")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.4, 0.8, 1.2])
     parser.add_argument("--methods", nargs="+", default=[DEFAULT.method])
     parser.add_argument("--windows", type=_window, nargs="+", default=[DEFAULT.window], help="START:STOP in fractions")
@@ -317,7 +318,10 @@ def main() -> None:
     pipe = text_to_image(arguments.model)
     shared = {"judges": Judges.default(), "features": models.features(precision=arguments.precision)}
     shared["batch"] = arguments.batch
-    sets = (REPORT_PAINTINGS, REPORT_PROMPTS) if arguments.report else (CHOICE_PAINTINGS, CHOICE_PROMPTS)
+    paintings, prompts = CHOICE_PAINTINGS, CHOICE_PROMPTS
+    if arguments.report:
+        paintings, prompts = REPORT_PAINTINGS, REPORT_PROMPTS
+    sets = (paintings, arguments.prompts or prompts)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     rows = []
     for setting, row in search(pipe, settings, *sets, seeds, **shared):

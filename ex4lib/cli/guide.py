@@ -31,7 +31,7 @@ def guide(
     style_weights: options.StyleWeights = None,
     regions: options.Regions = None,
     style_loss: options.StyleLoss = "gram",
-    preset: Annotated[str, typer.Option(help="default, full or another name of guidance.PRESETS.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, in-pixels, full, ...: guidance.PRESETS.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
     palette: Annotated[float | None, typer.Option(help="How fast its colours come.", callback=within(0))] = None,

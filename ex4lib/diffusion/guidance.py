@@ -64,7 +64,7 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
 class Guidance:
     """How a loss steers the sampling; plain numbers and names, so that it can be stored.
 
-    The defaults of the fields are the plain equation: one strength at every step. `guided` uses `DEFAULT`.
+    The fields' defaults are the plain equation: one strength at every step. `guided` uses `DEFAULT` or `IN_PIXELS`.
 
     Arguments:
         scale: s; a number, or one per image of the batch. 0 takes no gradient, and the pictures are bit-identical to

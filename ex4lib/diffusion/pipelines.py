@@ -1,6 +1,6 @@
 """Two pipelines that take a style: the stock ones of diffusers inside `steering.guided`.
 
-Without a style image, or at ``style_scale=0``, they return the stock pipelines' pictures bit by bit.
+Without a style image, or at ``style_scale=0``, their pictures are bit-identical to the stock pipelines'.
 """
 
 from __future__ import annotations
