@@ -132,11 +132,10 @@ class Study:
 def conditions() -> dict[str, Condition]:
     """Every condition of comparisons A and B, and of the confusion matrix, by name.
 
-    Guidance by Gram matrices, of which most is said, has the most seeds. MeanVar, strengths other than the default, and
-    style transfer, which is slow, have fewer.
+    Strengths other than the default have fewer seeds, and so has style transfer with the full models, where it is slow.
     """
-    counts = models.budget(fast=(2, 2, 1, 1), mini=(8, 2, 1, 1), full=(8, 8, 4, 2))
-    many, several, some, few = (list(range(count)) for count in counts)
+    counts = models.budget(fast=(2, 1, 1), mini=(8, 8, 1), full=(8, 4, 2))
+    many, some, few = (list(range(count)) for count in counts)
     prompts, paintings = models.budget(
         fast=(REPORT_PROMPTS[:1], REPORT_PAINTINGS[:3]),
         mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
@@ -146,7 +145,7 @@ def conditions() -> dict[str, Condition]:
     scale = DEFAULT.scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
-        for factor, seeds in ((1, many if loss == "gram" else several), (0.5, few), (2, few)):
+        for factor, seeds in ((1, many), (0.5, few), (2, few)):
             guidance = dataclasses.replace(DEFAULT, scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
             found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)

@@ -120,27 +120,14 @@ def looped(
     if guided and (style is None or features is None):
         raise ValueError("guidance needs a style and the features that see it")
     plain = steps if isinstance(steps, int) else list(steps)
-
-    def loop(part: Sequence[int], objective: StyleObjective | None) -> Iterator[Step]:
-        generators = [torch.Generator().manual_seed(seed) for seed in part]
-        options = {"steps": plain, "generator": generators, "repeats": repeats}
-        options |= {"objective": objective, "guidance": guidance if guided else None}
-        arguments = (told.denoiser(model, len(part)), model.scheduler)
-        if picture is None:
-            side, channels = model.unet.config.sample_size, model.unet.config.in_channels
-            x = randn_tensor((len(part), channels, side, side), generators, model.device, model.unet.dtype)
-            return sample(*arguments, x * schedulers.timed(model.scheduler, plain).init_noise_sigma, **options)
-        several = picture.to(model.device).expand(len(part), -1, -1, -1)
-        if mask is None:
-            return editing.edit(*arguments, several, start=start, **options)
-        return editing.inpaint(*arguments, several, mask.to(model.device), start=start, **options)
+    options = {"steps": plain, "repeats": repeats, "guidance": guidance if guided else None}
 
     def compute() -> Run:
         objective = StyleObjective(features, [style], (_size(model),) * 2, style_loss=style_loss) if guided else None
         found = {}
         for first in range(0, len(seeds), batch):
             part = list(seeds[first : first + batch])
-            step, _ = finish(loop(part, objective))
+            step, _ = finish(_loop(model, told, part, picture, start, mask, objective=objective, **options))
             found |= dict(zip(map(str, part), step.sample_image.float().cpu().split(1), strict=True))
         values = {"size": _size(model)}
         if mask is not None:
@@ -156,6 +143,28 @@ def looped(
     hashes = {"model": _sha256(model)} | ({"features": features.identity} if guided else {})
     given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
     return stored("looped", config, compute, inputs=given, weights=hashes)
+
+
+def _loop(
+    model: Model,
+    told: Prompt | TwoViews | TwoDistances,
+    seeds: Sequence[int],
+    picture: Tensor | None,
+    start: int,
+    mask: Tensor | None,
+    **options,
+) -> Iterator[Step]:
+    """The library's loop that `looped` runs: sampling, editing or inpainting, with ``options`` of `sampling.sample`."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    arguments, options = (told.denoiser(model, len(seeds)), model.scheduler), options | {"generator": generators}
+    if picture is None:
+        side, channels = model.unet.config.sample_size, model.unet.config.in_channels
+        x = randn_tensor((len(seeds), channels, side, side), generators, model.device, model.unet.dtype)
+        return sample(*arguments, x * schedulers.timed(model.scheduler, options["steps"]).init_noise_sigma, **options)
+    several = picture.to(model.device).expand(len(seeds), -1, -1, -1)
+    if mask is None:
+        return editing.edit(*arguments, several, start=start, **options)
+    return editing.inpaint(*arguments, several, mask.to(model.device), start=start, **options)
 
 
 def denoised(

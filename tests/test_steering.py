@@ -212,8 +212,10 @@ def test_torch_compile(whole, stable, vgg, style):
 
 
 def test_threads_that_share_weights(stable, vgg, style):
-    results, pipes = {}, {}
-    expected = {}
+    results, expected, pipes = {}, {}, {}
+    # The prompt is encoded before: a fast tokenizer is not made for two threads.
+    wanted, unwanted = stable.encode_prompt("a cat", torch.device("cpu"), 1, do_classifier_free_guidance=True)
+    prompt = {"prompt": None, "prompt_embeds": wanted, "negative_prompt_embeds": unwanted}
     for scale in (0.1, 0.3):
         scheduler = diffusers.DDIMScheduler.from_config(stable.scheduler.config)
         pipes[scale] = StableDiffusionPipeline(
@@ -221,11 +223,11 @@ def test_threads_that_share_weights(stable, vgg, style):
         )
         pipes[scale].set_progress_bar_config(disable=True)
         with guided(pipes[scale], style, features=vgg, style_scale=scale):
-            expected[scale] = call(pipes[scale])
+            expected[scale] = call(pipes[scale], **prompt)
 
     def draw(scale):
         with guided(pipes[scale], style, features=vgg, style_scale=scale) as trace:
-            results[scale] = call(pipes[scale])
+            results[scale] = call(pipes[scale], **prompt)
             assert not any("note" in row for row in trace)
 
     threads = [threading.Thread(target=draw, args=(scale,)) for scale in pipes]
