@@ -247,7 +247,7 @@ def stock(device, scheduler):
 
 
 @pytest.mark.parametrize("scheduler", ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"))
-@pytest.mark.parametrize("preset", ("full", "cheap", "mpgd"))
+@pytest.mark.parametrize("preset", ("full", Guidance(method="clean"), "mpgd"))
 def test_a_guided_step_does_not_wait_for_the_device(device, vgg, painting, scheduler, preset):
     """What a picture waits for does not grow with its steps, and the trace is read when it is asked for."""
     pipe, prompt = stock(device, scheduler)

@@ -16,7 +16,7 @@ from diffusers import (
 
 from ex4lib.diffusion import sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels, frozen
-from ex4lib.diffusion.guidance import CHEAP, FREEDOM, Guidance
+from ex4lib.diffusion.guidance import FREEDOM, Guidance
 from ex4lib.diffusion.pipelines import (
     StyleGuidedDDPMPipeline,
     StyleGuidedStableDiffusionPipeline,
@@ -141,7 +141,9 @@ def test_guidance_changes_the_picture_and_is_reproducible_with_every_scheduler(n
         assert all(x > 0 for x in row["loss"] + row["gradient_norm"] + row["movement"] + row["loss_after"])
 
 
-@pytest.mark.parametrize("guidance", [Guidance(), Guidance(method="both", inner=2), CHEAP, Guidance(method="noisy")])
+@pytest.mark.parametrize(
+    "guidance", [Guidance(), Guidance(method="both", inner=2), Guidance(method="clean"), Guidance(method="noisy")]
+)
 def test_a_batch_is_its_single_pictures(guidance, double_pipe, style):
     latents = torch.randn(3, 4, 16, 16, generator=seeded(), dtype=torch.float64)
     prompts = ["a cat", "a castle", "a boat"]
