@@ -50,36 +50,56 @@ def stable_diffusion(pipeline, channels=4, **more):
     return getattr(diffusers, pipeline)(**parts, requires_safety_checker=False)
 
 
-def stable_diffusion_xl(pipeline):
-    network = unet(addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80)
+#: What Stable Diffusion XL's networks know beside the prompt.
+ADDITION = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+}
+
+
+def stable_diffusion_xl(pipeline, **more):
+    network = unet(**ADDITION)
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     scheduler = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION, steps_offset=1, timestep_spacing="leading")
     return getattr(diffusers, pipeline)(
-        vae=autoencoder(scaling_factor=0.13), unet=network, scheduler=scheduler, **parts
+        vae=autoencoder(scaling_factor=0.13), unet=network, scheduler=scheduler, **parts | more
     )
 
 
-def stable_diffusion_3(pipeline):
+#: Sizes of Stable Diffusion 3's transformer and its ControlNet.
+SD3 = {
+    "sample_size": 16, "patch_size": 1, "in_channels": 16, "attention_head_dim": 8, "num_attention_heads": 4,
+    "caption_projection_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 64, "out_channels": 16,
+}  # fmt: skip
+
+
+def stable_diffusion_3(pipeline, **more):
     torch.manual_seed(0)
-    network = SD3Transformer2DModel(
-        sample_size=16, patch_size=1, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-        caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=64, out_channels=16,
-    )  # fmt: skip
+    network = SD3Transformer2DModel(**SD3, num_layers=2)
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
     parts = dict.fromkeys(names)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return getattr(diffusers, pipeline)(transformer=network, scheduler=scheduler, vae=flow_autoencoder(16), **parts)
+    return getattr(diffusers, pipeline)(
+        transformer=network, scheduler=scheduler, vae=flow_autoencoder(16), **parts | more
+    )
 
 
-def flux(pipeline, channels=16):
+#: Sizes of Flux's transformer and its ControlNet.
+FLUX = {
+    "patch_size": 1, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+    "joint_attention_dim": 32, "pooled_projection_dim": 32, "axes_dims_rope": (4, 4, 8),
+}  # fmt: skip
+
+
+def flux(pipeline, **more):
     torch.manual_seed(0)
-    network = FluxTransformer2DModel(
-        patch_size=1, in_channels=channels, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
+    network = FluxTransformer2DModel(**FLUX, in_channels=16, out_channels=16)
     parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return getattr(diffusers, pipeline)(transformer=network, scheduler=scheduler, vae=flow_autoencoder(4), **parts)
+    return getattr(diffusers, pipeline)(
+        transformer=network, scheduler=scheduler, vae=flow_autoencoder(4), **parts | more
+    )
 
 
 def pixart(pipeline):
@@ -93,15 +113,25 @@ def pixart(pipeline):
     return getattr(diffusers, pipeline)(transformer=network, scheduler=ddim(), **parts)
 
 
-def controlnet():
+def deepfloyd(pipeline, path):
+    parts = diffusers.IFPipeline.from_pretrained(save_deepfloyd(path)).components
+    return getattr(diffusers, pipeline)(**parts, requires_safety_checker=False)
+
+
+def controlnet(**options):
     torch.manual_seed(1)
-    network = diffusers.ControlNetModel(
+    return awake(diffusers.ControlNetModel(
         in_channels=4, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(16, 32),
-        norm_num_groups=8,
-    )  # fmt: skip
-    for part in (*network.controlnet_down_blocks, network.controlnet_mid_block):
-        torch.nn.init.normal_(part.weight, std=0.1)  # which would start at zero
+        norm_num_groups=8, **options,
+    ))  # fmt: skip
+
+
+def awake(network):
+    """A ControlNet whose residuals are not zero, as they are before the training."""
+    for name, part in network.named_parameters():
+        if name.startswith("controlnet_") and "cond_embedding" not in name and part.ndim > 1:
+            torch.nn.init.normal_(part, std=0.1)
     return network
 
 
@@ -113,29 +143,52 @@ EDIT = {"image": IMAGE, "strength": 0.8}
 FILL = {"image": IMAGE, "mask_image": MASK, "strength": 1.0} | SIZE
 FLUX_EDIT = EDIT | SIZE
 
-#: Name: the pipeline, what it is called with, and its family, which says how prompts are embedded.
+SEEN = {"control_image": IMAGE} | SIZE
+
+#: Name: the family, which says how prompts are embedded; the pipeline; what it is called with; its further components.
 FAMILIES = {
     "sd": (stable_diffusion, "StableDiffusionPipeline", {}),
     "sd img2img": (stable_diffusion, "StableDiffusionImg2ImgPipeline", EDIT),
     "sd inpaint": (stable_diffusion, "StableDiffusionInpaintPipeline", FILL),
-    "sd inpaint, 9 channels": (lambda name: stable_diffusion(name, 9), "StableDiffusionInpaintPipeline", FILL),
+    "sd inpaint, 9 channels": (stable_diffusion, "StableDiffusionInpaintPipeline", FILL, lambda: {"channels": 9}),
     "sd controlnet": (
-        lambda name: stable_diffusion(name, controlnet=controlnet()),
+        stable_diffusion,
         "StableDiffusionControlNetPipeline",
         {"image": IMAGE},
+        lambda: {"controlnet": controlnet()},
     ),
     "sdxl": (stable_diffusion_xl, "StableDiffusionXLPipeline", SIZE),
     "sdxl img2img": (stable_diffusion_xl, "StableDiffusionXLImg2ImgPipeline", EDIT),
     "sdxl inpaint": (stable_diffusion_xl, "StableDiffusionXLInpaintPipeline", FILL),
+    "sdxl controlnet": (
+        stable_diffusion_xl,
+        "StableDiffusionXLControlNetPipeline",
+        {"image": IMAGE},
+        lambda: {"controlnet": controlnet(**ADDITION)},
+    ),
     "sd3": (stable_diffusion_3, "StableDiffusion3Pipeline", SIZE),
     "sd3 img2img": (stable_diffusion_3, "StableDiffusion3Img2ImgPipeline", FLUX_EDIT),
     "sd3 inpaint": (stable_diffusion_3, "StableDiffusion3InpaintPipeline", FILL),
+    "sd3 controlnet": (
+        stable_diffusion_3,
+        "StableDiffusion3ControlNetPipeline",
+        SEEN,
+        lambda: {"controlnet": awake(diffusers.SD3ControlNetModel(**SD3, num_layers=1))},
+    ),
     "flux": (flux, "FluxPipeline", SIZE),
     "flux, true guidance": (flux, "FluxPipeline", SIZE | {"true_cfg_scale": 3.0}),
     "flux img2img": (flux, "FluxImg2ImgPipeline", FLUX_EDIT),
     "flux inpaint": (flux, "FluxInpaintPipeline", FILL),
+    "flux controlnet": (
+        flux,
+        "FluxControlNetPipeline",
+        SEEN,
+        lambda: {"controlnet": awake(diffusers.FluxControlNetModel(**FLUX, in_channels=16))},
+    ),
     "pixart": (pixart, "PixArtSigmaPipeline", SIZE | {"use_resolution_binning": False}),
-    "if": (None, "IFPipeline", {}),
+    "if": (deepfloyd, "IFPipeline", {}),
+    "if img2img": (deepfloyd, "IFImg2ImgPipeline", EDIT),
+    "if inpaint": (deepfloyd, "IFInpaintingPipeline", {"image": IMAGE, "mask_image": MASK, "strength": 0.8}),
 }
 
 
@@ -156,7 +209,7 @@ def embedded(build, batch, options):
         masks = torch.ones(batch, 7, dtype=torch.long)
         found = {"prompt_embeds": told, "negative_prompt_embeds": negative, "negative_prompt": None}
         return found | {"prompt_attention_mask": masks, "negative_prompt_attention_mask": masks}
-    if build is None:
+    if build is deepfloyd:
         return {"prompt_embeds": drawn(1, 2, 7, 24)[:batch], "negative_prompt_embeds": drawn(2, 2, 7, 24)[:batch]}
     return {"prompt_embeds": told, "negative_prompt_embeds": negative}
 
@@ -169,15 +222,15 @@ def vgg():
 @pytest.fixture(params=FAMILIES)
 def family(request, tmp_path):
     """A pipeline in float64, and a function that draws with it."""
-    build, name, options = FAMILIES[request.param]
-    pipe = build(name) if build else diffusers.IFPipeline.from_pretrained(save_deepfloyd(tmp_path))
+    build, name, options, *more = FAMILIES[request.param]
+    pipe = build(name, **({"path": tmp_path} if build is deepfloyd else {}), **(more[0]() if more else {}))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(D)
 
     def draw(*seeds, **changes):
         options_ = {"num_inference_steps": STEPS, "output_type": "pt", "generator": [seeded(seed) for seed in seeds]}
         options_ |= embedded(build, len(seeds), options) | options
-        if "image" in options and len(seeds) > 1:
+        if len(seeds) > 1:
             options_ |= {key: value.expand(2, -1, -1, -1) for key, value in options.items() if torch.is_tensor(value)}
         return pipe(**options_ | changes).images
 
