@@ -1,7 +1,5 @@
 """Colour apart from texture: luminance, and matching one picture's colours to another's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Commands of the first part: style transfer, inversion, textures."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

@@ -23,8 +23,6 @@ A gradient is first taken in x̂0, scaled to rms 1 per image, then carried throu
 what loss scaling is for in float16, and it is exact.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

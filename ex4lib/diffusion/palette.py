@@ -5,8 +5,6 @@ palette. Matching the moments of a content's features to those of a style is als
 Huang & Belongie, "Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization" (2017).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -39,7 +37,7 @@ class Palette:
         styles: Sequence[Tensor],
         shares: Sequence[float],
         regions: Sequence[Tensor] | None = None,
-    ) -> Palette:
+    ) -> "Palette":
         """The palette of styles ``(1 or B, 3, H, W)``: one for each region, or the mean of their moments by ``shares``.
 
         ``encode`` turns pictures in [0, 1] into clean samples.

@@ -10,8 +10,6 @@ its gradient is ``Σ_k c_k · J_kᵀ g0``. Where the fit is poor, the step is gu
 the trace says so (method ``clean``). Nothing of this is read from the device before somebody looks at the trace.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -209,7 +207,7 @@ def _check(pipe, network: nn.Module, settings: Guidance) -> None:
 
 
 @contextlib.contextmanager
-def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]:
+def _context(session: "_Session", checkpointing: bool) -> Iterator[Sequence[dict]]:
     pipe, network, scheduler = session.pipe, session.network, session.scheduler
     if getattr(scheduler.step, "session", None) is not None:
         raise ValueError("the pipeline's scheduler is already guided: leave the other `guided` first")
@@ -240,12 +238,12 @@ def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]
 
 
 #: Who records the calls of a network now; several threads may share its weights.
-_RECORDING: dict[nn.Module, list[_Session]] = {}
+_RECORDING: dict[nn.Module, list["_Session"]] = {}
 _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
+def _recorded(network: nn.Module, session: "_Session") -> Iterator[None]:
     """Calls of the network inside are recorded by the session.
 
     ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set: outside of hooks, of the ``forward``

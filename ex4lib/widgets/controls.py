@@ -1,7 +1,5 @@
 """Parts of an explorer: controls and their tooltips, pictures chosen by name, places where pictures are shown."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import functools

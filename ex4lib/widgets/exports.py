@@ -3,8 +3,6 @@
 ``shown``: results, each with the number of the step that is looked at; what was kept, and last what is on display.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

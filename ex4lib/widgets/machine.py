@@ -3,8 +3,6 @@
 Core ipywidgets only, in the API that 7.7 and 8 share, so that the explorers work on Colab as in JupyterLab.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import html

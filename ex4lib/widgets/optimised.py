@@ -1,7 +1,5 @@
 """Explorers of optimised pictures: style transfer and feature inversion."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Any

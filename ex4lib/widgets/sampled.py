@@ -1,7 +1,5 @@
 """Explorers of drawn pictures: guided diffusion, SDEdit and anagrams."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loops watched by an explorer: what it runs, what is seen of a step, what is kept of a run."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
