@@ -1,7 +1,5 @@
 """``python -m ex4lib``: every recipe from a shell."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable
@@ -9,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from ex4lib import images
-from ex4lib.cli import batch, guide, info, pictures
+from ex4lib.cli import batch, guide, info, pictures, video
 
 app = typer.Typer(
     help="Style as an optimisation target. Pictures are given by path, URL or the name of a shipped one "
@@ -18,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-COMMANDS = (pictures.stylize, pictures.invert, pictures.texture, guide.guide, info.info)
+COMMANDS = (pictures.stylize, video.stylize_video, pictures.invert, pictures.texture, guide.guide, info.info)
 
 
 def interruptible(command: Callable) -> Callable:
