@@ -13,10 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ex4lib import checks
+from ex4lib.colour import Palette
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler, guide
-from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 

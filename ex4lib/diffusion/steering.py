@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ex4lib import checks, images, models
+from ex4lib.colour import Palette
 from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen, split
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
-from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import Step, is_due, plain
 from ex4lib.features import VGG
@@ -229,9 +229,8 @@ def _context(session: "_Session", checkpointing: bool) -> Iterator[Sequence[dict
                 del scheduler.step
             session.calls.clear()
     if not session.steps:
-        raise RuntimeError(
-            f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
-        )
+        cause = f"was {type(pipe).__name__}.scheduler replaced inside?"
+        raise RuntimeError(f"no step of the scheduler was seen inside `guided`: {cause}")
     if not session.trace:
         window = f"the window {session.guidance.window} of the full schedule"
         warnings.warn(f"no step was guided: {window} has none of the {session.steps} steps made", stacklevel=3)
