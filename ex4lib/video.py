@@ -25,8 +25,6 @@ from ex4lib.transfer import DEFAULT, Recipe
 
 #: A frame with a smaller share of consistent pixels begins a new shot.
 SAME_SHOT = 0.2
-#: The shortest longer side, in pixels, of which OpenCV finds the flow.
-LEAST_SIDE = 12
 
 
 def optical_flow(start: Tensor, end: Tensor) -> Tensor:
@@ -137,7 +135,8 @@ def stylize_frames(
     first = next(pictures, None)
     if first is None:
         raise ValueError("frames must be one or more pictures, got none")
-    sides = images.scaled_size(tuple(first.shape[-2:]), checks.integer(checks.size(size), "size", low=LEAST_SIDE))
+    size = checks.integer(checks.size(size), "size", low=12)  # the least of which OpenCV finds the flow
+    sides = images.scaled_size(tuple(first.shape[-2:]), size)
     grid = tuple(max(2, 2 * round(side / 2)) for side in sides)
     first = images.resize(first, grid)
     shot = {"recipe": recipe, "evaluations": first_evaluations, "size": max(grid), **settings}
@@ -149,8 +148,6 @@ def stylize_frames(
         if mask.mean() < SAME_SHOT:
             return shot
         start = torch.where(mask > 0, warp(result, flow).clamp(0, 1), frame.to(result))
-        if settings.get("keep_colour") == "luminance":
-            start = colour.luminance(start).expand(-1, 3, -1, -1)
         temporal = _TemporalRecipe(**vars(recipe), temporal=TemporalTerm(start, mask, weight))
         return shot | {"recipe": temporal, "evaluations": evaluations, "start": start, "scales": None}
 
@@ -168,42 +165,36 @@ def stylize_frames(
     return paint()
 
 
-class Video:
-    """A video file: iterating gives its frames ``(1, 3, H, W)`` one by one, upright.
-
-    ``rate`` is in frames per second, on average; ``count`` is the number of frames as the file states it, or 0.
+def opened(path: str | Path) -> tuple[Iterator[Tensor], Fraction, int]:
+    """The frames of a video file ``(1, 3, H, W)``, decoded one by one, upright; how many per second; how many, or 0.
 
     Raises:
-        ValueError: the file is not a video, or is damaged.
-        ImportError: PyAV is not installed.
+        ValueError: the file is not a video; while it is decoded, that it is damaged.
     """
+    av = files.optional("av", "video")
+    path = Path(path).expanduser().absolute()  # absolute, so that FFmpeg takes it for a file, not a URL
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()  # absolute, so that FFmpeg takes it for a file, not a URL
-        with self._opened() as (container, stream):
-            self.rate, self.count = Fraction(stream.average_rate or 25), stream.frames
-            if next(container.decode(stream), None) is None:
-                raise ValueError("it has no frames")
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{str(path)[:200]!r} cannot be read as a video: {reason}") from error
 
-    def __iter__(self) -> Iterator[Tensor]:
-        with self._opened() as (container, stream):
-            for frame in container.decode(stream):
+    with explained():
+        container = av.open(str(path))
+        streams, name = container.streams.video, container.format.name
+        if not streams or name == "image2" or name.endswith("_pipe"):
+            raise ValueError("it is a picture, for which there is the command stylize" if streams else "it is sound")
+
+    def decoded() -> Iterator[Tensor]:
+        with explained(), container:
+            for frame in container.decode(streams[0]):
                 levels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)[None]
                 yield torch.rot90(levels.float().div_(255), frame.rotation // 90, (2, 3))
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple]:
-        av = files.optional("av", "video")
-        try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise ValueError("it has no pictures")
-                if container.format.name == "image2" or container.format.name.endswith("_pipe"):
-                    raise ValueError("it is a single picture, for which there is the command stylize")
-                yield container, container.streams.video[0]
-        except (av.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ValueError(f"{str(self.path)[:200]!r} cannot be read as a video: {reason}") from error
+    return decoded(), Fraction(streams[0].average_rate or 25), streams[0].frames
 
 
 def save(frames: Iterable[Tensor], path: Path, rate: Fraction) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from ex4lib import images
-from ex4lib.cli import batch, guide, info, pictures, video
+from ex4lib.cli import batch, guide, info, pictures
 
 app = typer.Typer(
     help="Style as an optimisation target. Pictures are given by path, URL or the name of a shipped one "
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-COMMANDS = (pictures.stylize, video.stylize_video, pictures.invert, pictures.texture, guide.guide, info.info)
+COMMANDS = (pictures.stylize, pictures.stylize_video, pictures.invert, pictures.texture, guide.guide, info.info)
 
 
 def interruptible(command: Callable) -> Callable:
