@@ -142,15 +142,6 @@ def stylize_frames(
     shot = {"recipe": recipe, "evaluations": first_evaluations, "size": max(grid), **settings}
     steps = transfer.stylize_steps(network, first, style, **shot)  # now, so that wrong arguments are noticed
 
-    def following(earlier: Tensor, frame: Tensor, result: Tensor) -> dict:
-        """The settings of a frame after another."""
-        flow, mask = (found.to(result) for found in motion(earlier, frame))
-        if mask.mean() < SAME_SHOT:
-            return shot
-        start = torch.where(mask > 0, warp(result, flow).clamp(0, 1), frame.to(result))
-        temporal = _TemporalRecipe(**vars(recipe), temporal=TemporalTerm(start, mask, weight))
-        return shot | {"recipe": temporal, "evaluations": evaluations, "start": start, "scales": None}
-
     def paint() -> Iterator[Tensor]:
         now, earlier = steps, first
         for frame in itertools.chain((images.resize(picture, grid) for picture in pictures), [None]):
@@ -159,10 +150,20 @@ def stylize_frames(
                 raise KeyboardInterrupt
             yield result.image
             if frame is not None:
-                now = transfer.stylize_steps(network, frame, style, **following(earlier, frame, result.image))
+                start, mask = _moved(result.image, earlier, frame)
+                temporal = _TemporalRecipe(**vars(recipe), temporal=TemporalTerm(start, mask, weight))
+                later = {"recipe": temporal, "evaluations": evaluations, "start": start, "scales": None}
+                same_shot = mask.mean() >= SAME_SHOT
+                now = transfer.stylize_steps(network, frame, style, **shot | (later if same_shot else {}))
                 earlier = frame
 
     return paint()
+
+
+def _moved(result: Tensor, earlier: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The painted earlier frame where the present one shows the same, else the frame itself; and where it does."""
+    flow, mask = (found.to(result) for found in motion(earlier, frame))
+    return torch.where(mask > 0, warp(result, flow).clamp(0, 1), frame.to(result)), mask
 
 
 def opened(path: str | Path) -> tuple[Iterator[Tensor], Fraction, int]:
