@@ -55,6 +55,7 @@ bench: $(READY)
 	$(PY) benchmarks/nst.py
 	$(PY) benchmarks/guidance.py
 	$(PY) benchmarks/distillation.py
+	$(PY) benchmarks/video.py
 
 submission: $(READY)  ## make submission ID1=... ID2=...: the zip that is handed in
 	$(PY) report/submission.py "$(ID1)" "$(ID2)"

@@ -6,8 +6,6 @@ element; True and False are not numbers, and nothing that is not finite passes. 
 `ex4lib.images` (`picture` and `mask`).
 """
 
-from __future__ import annotations
-
 import math
 import numbers
 import re

@@ -1,13 +1,17 @@
-"""Colour apart from texture: luminance, and matching one picture's colours to another's."""
+"""Colour apart from texture: luminance, matching one picture's colours to another's, and palettes."""
 
-from __future__ import annotations
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ex4lib import images
 from ex4lib.images import ImageSource
 
+#: An encoder takes pictures whose sides are multiples of this.
+MULTIPLE = 64
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
@@ -75,6 +79,59 @@ def colour_moments(image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
     mean = (weights * pixels).sum(2)
     centred = pixels - mean[..., None]
     return mean, (weights * centred) @ centred.mT
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette:
+    """Moves clean samples, pixels or latents, to the palette of a style, or in each region to that of another.
+
+    A palette is the mean and covariance of the channels; those of latents are nearly linear in the colours. Matching
+    the moments of features is also what instance normalisation does: Huang & Belongie, "Arbitrary Style Transfer in
+    Real-time with Adaptive Instance Normalization" (2017).
+
+    Arguments:
+        moments: mean ``(1 or B, C)`` and covariance ``(1 or B, C, C)``, one pair for each region.
+        regions: masks ``(1, 1, H, W)`` of any size; None is the whole picture, with one pair of moments.
+    """
+
+    moments: Sequence[tuple[Tensor, Tensor]]
+    regions: Sequence[Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        encode: Callable[[Tensor], Tensor],
+        styles: Sequence[Tensor],
+        shares: Sequence[float],
+        regions: Sequence[Tensor] | None = None,
+    ) -> "Palette":
+        """The palette of styles ``(1 or B, 3, H, W)``: one for each region, or the mean of their moments by ``shares``.
+
+        ``encode`` turns pictures in [0, 1] into clean samples.
+        """
+        moments = [colour_moments(encode(_encodable(style))) for style in styles]
+        if regions is not None:
+            return cls(moments, regions)
+        blend = (
+            sum(share * part for share, part in zip(shares, parts, strict=True)) for parts in zip(*moments, strict=True)
+        )
+        return cls([tuple(blend)])
+
+    def __call__(self, clean: Tensor) -> Tensor:
+        """Clean samples ``(B, C, h, w)`` that have the palette's moments: see `transport`."""
+        if self.regions is None:
+            return transport(clean, colour_moments(clean), self.moments[0])
+        moved = clean
+        for target, region in zip(self.moments, self.regions, strict=True):
+            mask = images.resize(region.to(clean), tuple(clean.shape[-2:]))
+            moved = moved + mask * (transport(clean, colour_moments(clean, mask), target) - clean)
+        return moved
+
+
+def _encodable(picture: Tensor) -> Tensor:
+    """The picture with both sides rounded to multiples of `MULTIPLE`: its colours stay, its proportions nearly."""
+    size = [max(MULTIPLE, round(side / MULTIPLE) * MULTIPLE) for side in picture.shape[-2:]]
+    return F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _mapped(image: Tensor, mean: Tensor, transform: Tensor, mean_ref: Tensor) -> Tensor:

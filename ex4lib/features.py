@@ -5,8 +5,6 @@ are called ``conv3_1``, ``relu3_1``, ``pool3`` everywhere; the PyTorch tutorial'
 ``relu_5``, ``pool_4``) and torchvision's indices are accepted as input.
 """
 
-from __future__ import annotations
-
 import copy
 import difflib
 import numbers
@@ -109,7 +107,7 @@ class VGG(nn.Module):
         names = ("name", "pooling", "padding", "precision")
         return {name: getattr(self, name) for name in names} | {"weights": self.sha256}
 
-    def variant(self, *, pooling: str, padding: str) -> VGG:
+    def variant(self, *, pooling: str, padding: str) -> "VGG":
         """The same weights, not copied, with other pooling and padding."""
         _check_options(pooling, padding)
         variant = copy.copy(self)

@@ -1,7 +1,5 @@
 """Labelled grids of pictures, and figures saved with what made them. Only `save` writes into the folder of figures."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The folder for figures, files that are written whole or not at all, hashes, installed packages."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib

@@ -3,8 +3,6 @@
 The only module that knows file formats, EXIF rotation, transparency, colour profiles and URLs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import io
@@ -31,7 +29,7 @@ from torch import Tensor
 from ex4lib import checks
 from ex4lib.files import write_bytes
 
-ImageSource: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray | Tensor"
+ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_PIXELS = 100_000_000

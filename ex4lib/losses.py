@@ -3,8 +3,6 @@
 An `Objective` maps images ``(B, 3, H, W)`` to losses ``(B,)``; style transfer and guided diffusion drive the same one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

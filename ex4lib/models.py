@@ -4,8 +4,6 @@
 ``EX4_MODELS=DIR`` maps the full names to local folders and files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Move pixels down an objective, which is any function of images: the loop of style transfer, a generator of steps."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

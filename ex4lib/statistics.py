@@ -4,8 +4,6 @@ Each maps features ``(B, C, H, W)``, optionally weighted by a mask ``(B or 1, 1,
 at least float32; those of several styles blend as weighted means. ``distance(a, b)`` compares two statistics, ``(B,)``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Protocol

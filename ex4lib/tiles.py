@@ -5,8 +5,6 @@ the mean over its tiles, weighted by their areas; a second pass carries the grad
 A tile holds all pixels that its positions depend on: loss and gradient are those of the whole picture up to rounding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,7 +100,7 @@ class TiledObjective(Objective):
                 window.crop(total).add_(self._gradient(window, window.crop(image), slopes))
         return [losses[part.name] for part in self.parts], total if gradient else None
 
-    def _shares(self, window: _Window, crop: Tensor, parts: Sequence[Term]) -> Iterator[tuple[Term, Tensor]]:
+    def _shares(self, window: "_Window", crop: Tensor, parts: Sequence[Term]) -> Iterator[tuple[Term, Tensor]]:
         """What a tile adds to the statistic of each style term, and to the weighted loss of each content term."""
         features = self.network(crop, {layer for part in parts for layer in part.layers})
         for part in parts:
@@ -114,7 +112,7 @@ class TiledObjective(Objective):
                 mask = None if part.mask is None else window.cut(part.mask, part.layer)
                 yield part, share * self.statistic(window.cut(features[part.layer], part.layer, local=True), mask)
 
-    def _gradient(self, window: _Window, crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
+    def _gradient(self, window: "_Window", crop: Tensor, slopes: dict[str, Tensor]) -> Tensor:
         with torch.enable_grad():
             crop = crop.detach().clone().requires_grad_()
             surrogate = 0.0 * crop.sum()  # a tile outside of all regions may have no share in any term
@@ -147,7 +145,7 @@ class TiledObjective(Objective):
         units = {layer: target.square().mean().item() if recipe.relative else 1.0 for layer, target in targets.items()}
         return [ContentTerm(layer, targets[layer], recipe.content_weight / units[layer]) for layer in layers]
 
-    def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator[_Window]:
+    def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator["_Window"]:
         """The tiles of a picture, row by row."""
         chain = self.network.layers[: max(map(self.network.layers.index, layers or self.layers)) + 1]
         strides, stride, reach = {}, 1, 0

@@ -1,7 +1,5 @@
 """Style transfer, feature inversion and texture synthesis: objectives for the loop of `optimisation`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ex4lib import checks, colour, images
+from ex4lib import checks, colour, images, video
 from ex4lib.features import VGG
 from ex4lib.images import ImageSource
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, gaussian_distance, second_moment
@@ -160,6 +161,20 @@ def psnr(image: ImageSource, reference: ImageSource) -> float:
     own, other = single_pair(image, reference)
     with np.errstate(divide="ignore"):
         return float(-10 * np.log10(np.square(own - other).mean()))
+
+
+def flicker(results: Iterable[Tensor], frames: Iterable[Tensor]) -> float:
+    """The mean of ``(x_t - warp(x_{t-1}, w_t))²`` over consistent pixels of a video, with the flow w of ``frames``.
+
+    ``results`` are the painted ``frames``, pictures ``(1, 3, H, W)`` of one size; 0 if there are fewer than two.
+    Source: the short-term temporal loss of Ruder et al., "Artistic style transfer for videos" (2016).
+    """
+    total = count = 0.0
+    for (before, earlier), (result, later) in itertools.pairwise(zip(results, frames, strict=True)):
+        flow, mask = video.motion(earlier, later)
+        total += (mask * (result - video.warp(before, flow)).square().mean(1, keepdim=True)).sum().item()
+        count += mask.sum().item()
+    return total / max(count, 1.0)
 
 
 def _pictures(image: ImageSource, other: ImageSource, argument: str = "style") -> tuple[Tensor, Tensor]:

@@ -90,3 +90,14 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch):
     assert all(row["ratio"] > 0 and not row["note"] for row in written["guidance"])
     assert written["transfer"][0]["ratio"] > 0 and len(written["batches"]) == 6
     assert written["failures"] == ["a row failed: ZeroDivisionError: division by zero"]
+
+
+def test_the_benchmark_of_videos_measures_a_crop_that_moves(nst, tmp_path):
+    """Frames that are kept as they are flicker no more than the video; frames of noise flicker much more."""
+    video = script("video")
+    frames = list(video.moving_crop(nst.pictures(128)[0], 3, 48))
+    assert [tuple(frame.shape) for frame in frames] == [(1, 3, 36, 48)] * 3 and not torch.equal(frames[0], frames[2])
+    kept = video.measured("kept as it is", frames, frames, None, tmp_path)
+    noise = video.measured("noise", [torch.rand_like(frame) for frame in frames], frames, None, None)
+    assert 0 < kept["flicker"] < 20 < noise["flicker"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept-as-it-is.mp4"]

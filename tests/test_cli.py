@@ -42,7 +42,7 @@ def options(command):
 # --- help ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "stylize-video"])
 def test_help_lists_every_option(run, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -212,7 +212,7 @@ def numeric_options():
         for command in commands:
             for name, kind in typing.get_type_hints(command).items():
                 for number in {int, float} & {kind, *typing.get_args(kind)}:
-                    yield app, command.__name__, name, number
+                    yield app, command.__name__.replace("_", "-"), name, number
 
 
 def test_there_are_numeric_options():
@@ -231,11 +231,14 @@ def test_a_number_outside_its_range_is_refused_before_any_work(monkeypatch, caps
     monkeypatch.setattr(images, "load", refuse)
     needed = {"distil": ["--prompt", "a cat", "-o", "no/folder"], "guide": ["a cat", "chelsea", "-o", "no/a.png"]}
     needed |= {"stylize": ["a.png", "b.png", "-o", "no/a.png"]}
+    needed |= {"stylize-video": ["a.mp4", "b.png", "-o", "no/a.mp4"]}
     arguments = needed.get(command, ["a.png", "-o", "no/a.png"])
     values = ["-1", "99999999999999999999999"] if kind is int else ["nan", "inf", "-inf", "1e400"]
     bounded = {"stroke_scale": "0", "strength": "1.5", "eta": "2", "steps": "0", "step": "0", "seconds": "-5"}
     values += [bounded[name]] if name in bounded else []
-    values = values[:1] + values[2:] if name in ("evaluations", "tile", "every", "step") else values
+    values = (
+        values[:1] + values[2:] if name in ("evaluations", "first_evaluations", "tile", "every", "step") else values
+    )
     for value in values:
         option = f"--{name.replace('_', '-')}={value}"
         monkeypatch.setattr(sys, "argv", ["program", command, *arguments, option])
@@ -311,5 +314,5 @@ def test_no_picture_that_is_read_is_replaced(run, tmp_path, arguments):
     source = images.save(torch.rand(1, 3, 40, 40), tmp_path / "in.png")
     before = source.read_bytes()
     code, _, err = run(*({"IN": source, "OUT": tmp_path / "out.png"}.get(part, part) for part in arguments))
-    assert code == 1 and "would replace a picture that is read" in err and len(err.strip().splitlines()) == 1
+    assert code == 1 and "would replace a file that is read" in err and len(err.strip().splitlines()) == 1
     assert source.read_bytes() == before

@@ -18,6 +18,8 @@ from ex4lib.diffusion.steering import StyleObjective, guided
 from ex4lib.statistics import STATISTICS, second_moment
 from experiments import calibration, measures, metrics
 from experiments.distillation import loop, rules
+from experiments.hybrids import Hybrid
+from experiments.inpainting import inpaint
 from experiments.judge import Judge
 from tests.devices import waits
 from tests.random_models import STABLE_DIFFUSION, random_network, save_judge
@@ -185,7 +187,7 @@ def test_editing(device, vgg, painting):
     style = {"objective": objective, "guidance": Guidance(0.1), "generator": seeded()}
     for network in (denoiser(device), Denoiser(pixel_unet(device), Pixels())):
         edited, _ = finish(editing.edit(network, scheduler, image, start=2, steps=5, **style))
-        filled, _ = finish(editing.inpaint(network, scheduler, image, mask, steps=4, repeats=2, **style))
+        filled, _ = finish(inpaint(network, scheduler, image, mask, steps=4, repeats=2, **style))
         assert right(edited.image, device) and right(filled.image, device)
         outside = (mask == 0).expand(1, 3, -1, -1)
         assert torch.equal(filled.image.cpu()[outside], image[outside])
@@ -197,7 +199,7 @@ def test_illusions(device):
     for view in (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches(4)):
         anagram = illusions.Anagram([first, second], [illusions.IDENTITY, view])
         assert right(finish(sample(anagram, ddim(), x, steps=2))[0].sample, device)
-    assert right(finish(sample(illusions.Hybrid(first, second), ddim(), x, steps=2))[0].sample, device)
+    assert right(finish(sample(Hybrid(first, second), ddim(), x, steps=2))[0].sample, device)
 
 
 @pytest.mark.parametrize("name", ("SDS", "DDS", "PDS", "VSD"))

@@ -15,6 +15,7 @@ from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.process import Level, strided_timesteps
 from ex4lib.diffusion.sampling import begin, finish, sample
+from experiments.inpainting import inpaint
 from experiments.loop_scores import seam_ratio
 from experiments.posterior import posterior_mean, posterior_variance
 from tests.random_models import save_stable_diffusion
@@ -140,7 +141,7 @@ def test_inpainting_keeps_known_pixels_bit_for_bit_and_draws_the_others(denoiser
     image = picture(16, 16, dtype=torch.float32)
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 4:12, 4:12] = 1
-    loops = [editing.inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded(seed)) for seed in (0, 0, 1)]
+    loops = [inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded(seed)) for seed in (0, 0, 1)]
     first, again, other = (finish(loop)[0].sample_image for loop in loops)
     assert torch.equal(first, again) and not torch.equal(first, other)
     outside = (mask == 0).expand_as(image)
@@ -153,7 +154,7 @@ def test_known_pixels_are_exact_in_half_precision(name, denoiser, picture):
     half = UNet2DModel.from_config(denoiser.unet.config).to(torch.bfloat16).eval().requires_grad_(False)
     image, mask = picture(16, 16, dtype=torch.float32), torch.zeros(16, 16, dtype=torch.bool)
     mask[4:12, 4:12] = True
-    for step in editing.inpaint(Denoiser(half, Pixels()), SCHEDULERS[name], image, mask, steps=4, generator=seeded()):
+    for step in inpaint(Denoiser(half, Pixels()), SCHEDULERS[name], image, mask, steps=4, generator=seeded()):
         for shown in (step.image, step.sample_image):
             assert shown.dtype == torch.float32
             assert torch.equal(shown[..., ~mask], image[..., ~mask]) and (shown - image)[..., mask].abs().max() > 0
@@ -165,9 +166,7 @@ def test_every_form_of_a_mask_is_the_same_mask(denoiser, picture):
     byte = (255 * mask).to(torch.uint8)
     forms = [mask, mask.bool(), mask.int(), mask.double(), byte, byte.float(), mask[0, 0], mask.expand(1, 3, 16, 16),
              0.2 + 0.6 * mask, mask[0, 0].numpy().astype(bool), Image.fromarray(byte[0, 0].numpy())]  # fmt: skip
-    drawn = [
-        finish(editing.inpaint(denoiser, ddpm(), image, form, steps=2, generator=seeded()))[0].sample for form in forms
-    ]
+    drawn = [finish(inpaint(denoiser, ddpm(), image, form, steps=2, generator=seeded()))[0].sample for form in forms]
     assert all(torch.equal(sample, drawn[0]) for sample in drawn)
     assert seam_ratio(image, mask) == seam_ratio(image, byte) == seam_ratio(image, mask.bool())
 
@@ -177,11 +176,11 @@ def test_latents_know_their_sizes_and_keep_known_pixels(tmp_path, picture):
     told, mask = pipe.denoiser("a cat", guidance_scale=2.0), torch.zeros(1, 1, 32, 48)
     mask[..., 10:, 11:30] = 1
     image = picture(32, 48, dtype=torch.float32)
-    step, _ = finish(editing.inpaint(told, pipe.scheduler, image, mask, steps=2, generator=seeded()))
+    step, _ = finish(inpaint(told, pipe.scheduler, image, mask, steps=2, generator=seeded()))
     known = (mask == 0).expand_as(image)
     assert torch.equal(step.sample_image[known], image[known])
     with pytest.raises(ValueError, match=r"image must have sides that are multiples of 2, got \(32, 47\)"):
-        editing.inpaint(told, pipe.scheduler, image[..., :47], mask[..., :47])
+        inpaint(told, pipe.scheduler, image[..., :47], mask[..., :47])
 
 
 def test_a_sample_that_is_not_finite_is_noticed_at_its_step(picture):
@@ -210,7 +209,7 @@ def test_a_mask_of_ones_is_sampling_from_noise(denoiser, picture):
     """m = 1 regenerates: nothing of the picture is left."""
     mask = torch.ones(1, 1, 16, 16)
     drawn = [
-        finish(editing.inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded()))[0].sample
+        finish(inpaint(denoiser, ddpm(), image, mask, steps=6, generator=seeded()))[0].sample
         for image in (picture(16, 16, dtype=torch.float32), picture(16, 16, dtype=torch.float32))
     ]
     torch.testing.assert_close(drawn[0], drawn[1])
@@ -221,10 +220,10 @@ def test_repeats_make_more_steps_and_need_a_scheduler_without_memory(denoiser, p
     calls = []
     original = Denoiser.__call__
     monkeypatch.setattr(Denoiser, "__call__", lambda *args: calls.append(1) or original(*args))
-    steps = list(editing.inpaint(denoiser, ddpm(), image, mask, steps=4, repeats=3, generator=seeded()))
+    steps = list(inpaint(denoiser, ddpm(), image, mask, steps=4, repeats=3, generator=seeded()))
     assert len(steps) == 4 and len(calls) == 12
     with pytest.raises(ValueError, match="repeating steps needs a scheduler without memory"):
-        editing.inpaint(denoiser, diffusers.PNDMScheduler(skip_prk_steps=True), image, mask, repeats=2)
+        inpaint(denoiser, diffusers.PNDMScheduler(skip_prk_steps=True), image, mask, repeats=2)
 
 
 def test_noise_between_repeats_keeps_the_level(picture):
@@ -272,9 +271,9 @@ def test_seam_ratio_sees_a_seam():
             lambda d, x: editing.edit(d, ddpm(), x, start=50, steps=50),
             "start must be at most 49, got 50",
         ),
-        (lambda d, x: editing.inpaint(d, ddpm(), x, torch.ones(1, 1, 8, 8)), r"image's size \(16, 16\), got"),
-        (lambda d, x: editing.inpaint(d, ddpm(), x, torch.full((1, 1, 16, 16), float("nan"))), "mask must"),
-        (lambda d, x: editing.inpaint(d, ddpm(), x, torch.ones(3, 1, 16, 16)), r"image's size \(16, 16\), got"),
+        (lambda d, x: inpaint(d, ddpm(), x, torch.ones(1, 1, 8, 8)), r"image's size \(16, 16\), got"),
+        (lambda d, x: inpaint(d, ddpm(), x, torch.full((1, 1, 16, 16), float("nan"))), "mask must"),
+        (lambda d, x: inpaint(d, ddpm(), x, torch.ones(3, 1, 16, 16)), r"image's size \(16, 16\), got"),
         (lambda d, x: editing.edit(d, ddpm(), x + 3, start=5), "image must lie in"),
         (lambda d, x: editing.edit(d, ddpm(), x[..., :15], start=5), "sides that are multiples of 2"),
         (lambda d, x: editing.edit(d, ddpm(), x, start=1.5), "start must be a whole number"),

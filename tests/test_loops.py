@@ -12,6 +12,8 @@ from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
 from experiments import loops, metrics
 from experiments.drawings import stack
+from experiments.hybrids import Hybrid
+from experiments.inpainting import inpaint
 from experiments.loop_scores import seam_ratio
 from experiments.upsampling import upsampler
 from tests.random_models import random_network, save_deepfloyd, save_pixel, save_stable_diffusion, save_upsampler
@@ -94,7 +96,7 @@ def told_by_hand(model, prompt):
         ),
         (
             loops.TwoDistances("a cat", "a dog", 4.0, sigma=0.7),
-            lambda m: illusions.Hybrid(told_by_hand(m, "a cat"), told_by_hand(m, "a dog"), sigma=0.7),
+            lambda m: Hybrid(told_by_hand(m, "a cat"), told_by_hand(m, "a dog"), sigma=0.7),
         ),
     ],
     ids=["prompt", "anagram", "hybrid"],
@@ -114,7 +116,7 @@ def test_edits_are_the_editing_loops(model, image, mask):
     step, _ = finish(editing.edit(denoiser, *common, start=2, steps=STEPS, generator=seeded(1)))
     run = loops.looped(model, told, [1], start=2, **call)
     torch.testing.assert_close(pictures(run), step.sample_image, atol=LEVELS, rtol=0)
-    step, _ = finish(editing.inpaint(denoiser, *common, mask, steps=STEPS, repeats=3, generator=seeded(1)))
+    step, _ = finish(inpaint(denoiser, *common, mask, steps=STEPS, repeats=3, generator=seeded(1)))
     run = loops.looped(model, told, [1], mask=mask, repeats=3, **call)
     torch.testing.assert_close(pictures(run), step.sample_image, atol=LEVELS, rtol=0)
     assert run.values["known_error"] == [0]

@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 
 from ex4lib import colour
+from ex4lib.colour import Palette
 from ex4lib.diffusion.guidance import Guidance, Situation, guide
-from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 
 D = torch.float64

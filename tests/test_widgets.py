@@ -28,8 +28,8 @@ from ex4lib.diffusion import editing, illusions, pipelines, sampling
 from ex4lib.diffusion.guidance import settings
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import strided_timesteps
-from ex4lib.widgets import Explorer, Job, exports, sampled
-from ex4lib.widgets.sampled import VIEWS
+from ex4lib.widgets import Explorer, Job, explorers, watching
+from ex4lib.widgets.explorers import VIEWS
 from experiments.store import stored
 from tests.random_models import random_network, save_ddpm, save_pixel, save_stable_diffusion
 
@@ -358,7 +358,7 @@ TRICKY = """#1 "a_b" *c* [d] $e$ <f> @g `h` ~ a\\b - + / // 'i' = é"""
 
 
 def test_the_line_of_typst_is_escaped():
-    line = exports.typst_line("name", TRICKY)
+    line = watching.typst_line("name", TRICKY)
     alt, caption = re.fullmatch(
         r'#figure\(image\("exported/name\.png", alt: ("(?:[^"\\]|\\.)*")\), caption: \[(.*)\]\)', line
     ).groups()
@@ -370,7 +370,7 @@ def test_the_line_of_typst_is_escaped():
 def test_typst_reads_the_line(tmp_path):
     typst = pytest.importorskip("typst")
     images.save(torch.zeros(1, 3, 8, 8), tmp_path / "exported" / "name.png")
-    (tmp_path / "page.typ").write_text(exports.typst_line("name", TRICKY))
+    (tmp_path / "page.typ").write_text(watching.typst_line("name", TRICKY))
     assert typst.compile(str(tmp_path / "page.typ")).startswith(b"%PDF")
 
 
@@ -581,7 +581,7 @@ def test_nothing_is_loaded_before_run(monkeypatch):
         (models, "features"),
         (pipelines, "stable_diffusion"),
         (pipelines, "ddpm"),
-        (sampled, "pixel_model"),
+        (explorers, "pixel_model"),
     ):
         monkeypatch.setattr(room, name, lambda *_, **__: pytest.fail("loaded"))
     for make in ALL:

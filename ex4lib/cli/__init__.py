@@ -1,7 +1,5 @@
 """``python -m ex4lib``: every recipe from a shell."""
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable
@@ -18,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-COMMANDS = (pictures.stylize, pictures.invert, pictures.texture, guide.guide, info.info)
+COMMANDS = (pictures.stylize, pictures.stylize_video, pictures.invert, pictures.texture, guide.guide, info.info)
 
 
 def interruptible(command: Callable) -> Callable:

@@ -1,7 +1,5 @@
 """Many pictures in one command: which files, where the results go, and what is finished already."""
 
-from __future__ import annotations
-
 import glob
 import json
 import sys

@@ -1,7 +1,5 @@
 """Drawing with style guidance: text to image, image to image and inpainting, with any scheduler that can be guided."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

@@ -1,7 +1,5 @@
 """``ex4 info``: what this machine has, what is missing, and how to get it."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Options that several commands share, and the checks before any work."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import time
@@ -72,7 +70,7 @@ def check_output(output: Path, endings: tuple[str, ...] = PICTURES, inputs: Iter
         raise ValueError(f"the output {str(output)[:200]!r} cannot be written there")
     read = [os.path.expanduser(name) for name in inputs if name]
     if output.exists() and any(os.path.exists(name) and output.samefile(name) for name in read):
-        raise ValueError(f"the output {str(output)[:200]!r} would replace a picture that is read: write elsewhere")
+        raise ValueError(f"the output {str(output)[:200]!r} would replace a file that is read: write elsewhere")
 
 
 def preview_callback(

@@ -1,21 +1,22 @@
-"""Commands of the first part: style transfer, inversion, textures."""
-
-from __future__ import annotations
+"""Commands of the first part: style transfer of pictures and videos, inversion, textures."""
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from tqdm.auto import tqdm
 
-from ex4lib import checks, files, images, models, tiles, transfer
+from ex4lib import checks, files, images, models, tiles, transfer, video
 from ex4lib.cli import batch, options
 from ex4lib.cli.options import default, within
 from ex4lib.optimisation import RATES, Result
 from ex4lib.transfer import DEFAULT, invert_steps, stylize_steps, synthesize_steps
+from ex4lib.video import stylize_frames
 
 LAYERS = ",".join(DEFAULT.style_layers)
 
@@ -76,6 +77,50 @@ def stylize(
     shared = (start, network, precision, seed, preview)
     inputs = [*styles, *(options.parts(regions, "regions") or []), *(options.parts(style_masks, "style_masks") or [])]
     _run(photographs, paths, settings, paint, shared, inputs=inputs, keep_alpha=keep_alpha, quality=quality)
+
+
+def stylize_video(
+    source: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file.")],
+    style: Annotated[list[str], typer.Argument(help="One painting, or several to blend.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .mp4 file that is written, without sound.")],
+    size: options.Size = default(stylize_frames, "size"),
+    style_loss: options.StyleLoss = DEFAULT.style_loss,
+    content_weight: options.Weight = DEFAULT.content_weight,
+    style_weight: options.Weight = DEFAULT.style_weight,
+    tv_weight: options.Smoothness = DEFAULT.tv_weight,
+    temporal_weight: options.Smoothness = default(stylize_frames, "temporal_weight"),
+    first_evaluations: options.Evaluations = default(stylize_frames, "first_evaluations"),
+    evaluations: options.Evaluations = default(stylize_frames, "evaluations"),
+    start: options.Start = default(stylize_steps, "start"),
+    network: options.Network = None,
+    precision: options.Precision = "auto",
+    seed: options.Seed = 0,
+) -> None:
+    """Paint a video in the style of a painting, each frame from the one before it, so that it flickers less.
+
+    Example: python -m ex4lib stylize-video holiday.mp4 hokusai-great-wave -o painted.mp4
+    """
+    options.check_output(output, (".mp4",), inputs=[source, *style, start])
+    checks.choice(style_loss, "style_loss", options.STATISTICS)
+    weights = {"content_weight": content_weight, "style_weight": style_weight, "tv_weight": tv_weight}
+    settings = {"recipe": dataclasses.replace(DEFAULT, style_loss=style_loss, **weights), "size": size}
+    settings |= {"temporal_weight": temporal_weight, "first_evaluations": first_evaluations}
+    settings |= {"evaluations": evaluations, "start": start if start in transfer.STARTS else images.load(start)}
+    paintings, (frames, rate, count) = [images.load(name) for name in style], video.opened(source)
+    vgg, generator = models.features(network, precision=precision), torch.Generator().manual_seed(seed)
+    painted = stylize_frames(vgg, frames, paintings, generator=generator, **settings)
+    bar = tqdm(painted, total=count or None, unit="frame", leave=False)
+    try:
+        video.save(bar, output, rate)
+    except (KeyboardInterrupt, *batch.FAILURES) as error:
+        if not bar.n:
+            raise
+        kept = f"the first {bar.n} frames are in {output}"
+        if not isinstance(error, KeyboardInterrupt):
+            raise ValueError(f"{batch.reason(error)}; {kept}") from error
+        typer.echo(f"ex4lib: interrupted; {kept}", err=True)
+        sys.exit(130)
+    typer.echo(f"{output}: {bar.n} frames in {bar.format_dict['elapsed']:.1f} s")
 
 
 def invert(

@@ -4,8 +4,6 @@ A `Denoiser` maps a sample and a timestep to the network's output with classifie
 turns clean samples into images ``(B, 3, H, W)`` in [0, 1]. Model ranges and latents live in this module only.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
@@ -33,7 +31,7 @@ class Output:
     variance: Tensor | None = None
     correction: Tensor | None = None
 
-    def detached(self) -> Output:
+    def detached(self) -> "Output":
         """The same numbers without a graph."""
         parts = (self.prediction, self.variance, self.correction)
         return Output(*(None if part is None else part.detach() for part in parts))

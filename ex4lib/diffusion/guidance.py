@@ -23,8 +23,6 @@ A gradient is first taken in x̂0, scaled to rms 1 per image, then carried throu
 what loss scaling is for in float16, and it is exact.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -79,7 +77,7 @@ class Guidance:
         every: guide every k-th step of the window only, at the same scale.
         ramp: one of `RAMPS`, a factor on the scale.
         palette: before the gradient, x̂0 goes ``palette · s`` of the way (with the ramp, at most all of it) to the
-            `palette.Palette` of the style: its channels' mean and covariance. A gradient moves colours slowly, since
+            `colour.Palette` of the style: its channels' mean and covariance. A gradient moves colours slowly, since
             it looks at every layer at once. Unit ``"noise"`` only; an objective of one's own has no palette.
         inner: iterations on x̂0 of ``clean`` and ``both``, each with a share of the scale and its own gradient.
         clean_share: the part of the scale that ``both`` gives to ``clean``.
@@ -172,15 +170,8 @@ FREEDOM = Guidance(
 #: He et al., "Manifold Preserving Guided Diffusion" (2024), the latent variant, as its code draws styles. Differs from
 #: it as `FREEDOM` does.
 MPGD = Guidance(scale=15.0, method="clean", unit="correction", window=(0.3, 0.7))
-PRESETS = {
-    "default": DEFAULT,
-    "in-pixels": IN_PIXELS,
-    "full": FULL,
-    "cheap": CHEAP,
-    "algorithm-1": ALGORITHM_1,
-    "freedom": FREEDOM,
-    "mpgd": MPGD,
-}
+PRESETS = {"default": DEFAULT, "in-pixels": IN_PIXELS, "full": FULL, "cheap": CHEAP}
+PRESETS |= {"algorithm-1": ALGORITHM_1, "freedom": FREEDOM, "mpgd": MPGD}
 
 
 def settings(
@@ -202,9 +193,8 @@ def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:
     if guidance.method in ("mean", "sample"):
         schedulers.require_memoryless(scheduler)
     if guidance.method == "mean" and schedulers.is_a(scheduler, "DDIMScheduler") and eta == 0:
-        raise ValueError(
-            "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0; use eta=1 or method 'noise'"
-        )
+        reason = "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0"
+        raise ValueError(f"{reason}; use eta=1 or method 'noise'")
 
 
 def check_count(scales: Sequence[float], batch: int) -> None:
@@ -384,10 +374,7 @@ def _pulled(situation: Situation) -> tuple[Tensor, Tensor]:
     """
     loss, g0 = situation.gradient
     size = _rms(g0).clamp_min(torch.finfo(g0.dtype).tiny)
-    of_sample, of_prediction = (
-        situation.level.clean(1.0, 0.0, situation.kind),
-        situation.level.clean(0.0, 1.0, situation.kind),
-    )
+    of_sample, of_prediction = (situation.level.clean(*unit, situation.kind) for unit in ((1.0, 0.0), (0.0, 1.0)))
     g = of_sample * g0 + size * of_prediction * situation.pull(g0 / size).to(g0)
     return loss, g
 

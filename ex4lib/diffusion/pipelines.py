@@ -3,8 +3,6 @@
 Without a style image, or at ``style_scale=0``, their pictures are bit-identical to the stock pipelines'.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Text to image in pixels: DeepFloyd IF and the embedded mini-pixel behind one interface."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ variance preserving space of DDPM, DDIM, PNDM, DPM++ and UniPC, ``a = √ᾱ`` a
 Euler and Heun schedulers, ``a = 1`` and ``b = σ = √((1-ᾱ)/ᾱ)``; in rectified flow, ``a = 1-σ`` and ``b = σ``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -23,12 +21,12 @@ class Level:
     noise: float
 
     @classmethod
-    def preserving(cls, alpha_bar: float) -> Level:
+    def preserving(cls, alpha_bar: float) -> "Level":
         """Signal √ᾱ, noise √(1-ᾱ)."""
         return cls(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
 
     @classmethod
-    def flow(cls, sigma: float) -> Level:
+    def flow(cls, sigma: float) -> "Level":
         """Signal 1-σ, noise σ: a point on the straight line from a clean sample to noise."""
         return cls(1 - sigma, sigma)
 

@@ -1,7 +1,5 @@
 """The sampling loop: a generator of denoising steps, guided or not, for every supported scheduler."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -15,10 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ex4lib import checks
+from ex4lib.colour import Palette
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler, guide
-from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
@@ -171,7 +169,9 @@ def is_due(device: torch.device, index: int, total: int) -> bool:
     return device.type == "cpu" or (index + 1) % CHECK_EVERY == 0 or index + 1 == total
 
 
-def _steps(loop: _Loop, x: Tensor, start: int, after_step: Callable | None, repeats: int, generator) -> Iterator[Step]:
+def _steps(
+    loop: "_Loop", x: Tensor, start: int, after_step: Callable | None, repeats: int, generator
+) -> Iterator[Step]:
     scheduler = loop.scheduler
     levels, times = schedulers.levels(scheduler), [int(time) for time in scheduler.timesteps.tolist()]
     total = len(times)

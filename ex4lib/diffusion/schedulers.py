@@ -1,7 +1,5 @@
 """Schedulers of diffusers: the noise level of every step, the variance and response of some steps, and clipping."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

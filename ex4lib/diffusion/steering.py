@@ -10,8 +10,6 @@ its gradient is ``Σ_k c_k · J_kᵀ g0``. Where the fit is poor, the step is gu
 the trace says so (method ``clean``). Nothing of this is read from the device before somebody looks at the trace.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -28,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ex4lib import checks, images, models
+from ex4lib.colour import Palette
 from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Latents, Pixels, frozen, split
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
-from ex4lib.diffusion.palette import Palette
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import Step, is_due, plain
 from ex4lib.features import VGG
@@ -209,7 +207,7 @@ def _check(pipe, network: nn.Module, settings: Guidance) -> None:
 
 
 @contextlib.contextmanager
-def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]:
+def _context(session: "_Session", checkpointing: bool) -> Iterator[Sequence[dict]]:
     pipe, network, scheduler = session.pipe, session.network, session.scheduler
     if getattr(scheduler.step, "session", None) is not None:
         raise ValueError("the pipeline's scheduler is already guided: leave the other `guided` first")
@@ -231,21 +229,20 @@ def _context(session: _Session, checkpointing: bool) -> Iterator[Sequence[dict]]
                 del scheduler.step
             session.calls.clear()
     if not session.steps:
-        raise RuntimeError(
-            f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
-        )
+        cause = f"was {type(pipe).__name__}.scheduler replaced inside?"
+        raise RuntimeError(f"no step of the scheduler was seen inside `guided`: {cause}")
     if not session.trace:
         window = f"the window {session.guidance.window} of the full schedule"
         warnings.warn(f"no step was guided: {window} has none of the {session.steps} steps made", stacklevel=3)
 
 
 #: Who records the calls of a network now; several threads may share its weights.
-_RECORDING: dict[nn.Module, list[_Session]] = {}
+_RECORDING: dict[nn.Module, list["_Session"]] = {}
 _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def _recorded(network: nn.Module, session: _Session) -> Iterator[None]:
+def _recorded(network: nn.Module, session: "_Session") -> Iterator[None]:
     """Calls of the network inside are recorded by the session.
 
     ``nn.Module.__call__`` hands over to ``_compiled_call_impl`` where it is set: outside of hooks, of the ``forward``

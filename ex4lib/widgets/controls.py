@@ -1,7 +1,5 @@
 """Parts of an explorer: controls and their tooltips, pictures chosen by name, places where pictures are shown."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import functools
@@ -18,8 +16,7 @@ from traitlets import TraitError
 
 from ex4lib import images
 from ex4lib.images import ImageSource
-from ex4lib.widgets.exports import in_words
-from ex4lib.widgets.watching import Settings
+from ex4lib.widgets.watching import Settings, in_words
 
 #: A caller's own pictures by name.
 Pictures: TypeAlias = "Mapping[str, ImageSource] | None"

@@ -3,8 +3,6 @@
 Core ipywidgets only, in the API that 7.7 and 8 share, so that the explorers work on Colab as in JupyterLab.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import html
@@ -20,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ex4lib import figures, images
-from ex4lib.widgets import exports
+from ex4lib.widgets import watching
 from ex4lib.widgets.controls import MEANINGS, THUMBNAIL, Slot, hint, move
 from ex4lib.widgets.watching import FILM, Job, Result, Settings, Store, computed, from_store, png, position
 
@@ -184,18 +182,18 @@ class Explorer:
 
     def figure(self, film: int = 0) -> Figure:
         """Inputs, ``film`` steps and the picture on display; a row above for what was kept."""
-        return exports.figure(self._shown(), film)
+        return watching.figure(self._shown(), film)
 
     def provenance(self) -> dict[str, Any]:
         """What made the picture on display: configuration, seed, losses, hashes of inputs and weights; also `kept`."""
-        return exports.provenance(self.name, self._shown())
+        return watching.provenance(self.name, self._shown())
 
     def export(self, name: str) -> figures.Saved:
         """Write the picture on display, and what was kept, to ``figures/exported/NAME.png`` with its provenance.
 
-        A name that is taken gets a number, which ``status`` says; see `exports.write`.
+        A name that is taken gets a number, which ``status`` says; see `watching.write`.
         """
-        saved, line = exports.write(self.name, self._shown(), name)
+        saved, line = watching.write(self.name, self._shown(), name)
         taken = "" if saved.path.stem == name else f"{name} is taken; "
         self._say(f"{taken}written to {saved.path}")
         self.exported.value = f'<pre style="white-space: pre-wrap; line-height: 1.3">{html.escape(line)}</pre>'
@@ -262,7 +260,7 @@ class Explorer:
             self._moving = False
         before, after = self.kept or self.previous, self._shown()[-1]
         self.clear_button.disabled = before is None
-        names = exports.differing([before or after, after])
+        names = watching.differing([before or after, after])
         self._compare(before, names)
         self._show(self.after, after, "After", names)
 

@@ -1,24 +1,22 @@
-"""Explorers of drawn pictures: guided diffusion, SDEdit and anagrams."""
-
-from __future__ import annotations
+"""Explorers of style transfer, feature inversion, guided diffusion, SDEdit and anagrams."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ipywidgets
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from ipywidgets import BoundedIntText, Dropdown, FloatRangeSlider, FloatSlider, IntSlider, Text
 from torch import Tensor
 
-from ex4lib import images, models
+from ex4lib import images, models, optimisation, transfer
 from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
 from ex4lib.diffusion.guidance import DEFAULT, IN_PIXELS, RAMPS, Guidance
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
 from ex4lib.diffusion.process import strided_timesteps
-from ex4lib.features import VGG
+from ex4lib.features import VGG, layer_names
 from ex4lib.statistics import STATISTICS
 from ex4lib.widgets.controls import Pictures, Shelf, once, seeded
 from ex4lib.widgets.machine import Explorer
@@ -28,6 +26,70 @@ from ex4lib.widgets.watching import Job, Settings, Weights
 FOLDED = ("palette", "ramp", "style_loss", "steps", "scheduler")
 _VIEWS = (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches())
 VIEWS = {view.name: view for view in _VIEWS}
+
+
+def style_transfer(*, network: VGG | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
+    """Neural style transfer: weight, loss and layers of the style, and where the picture starts.
+
+    Arguments:
+        network: the feature network; default the profile's.
+        pictures: your own, by name: files, URLs, PIL pictures or tensors.
+        options: ``store`` of `machine.Explorer`, and settings to begin with by name, such as ``style_weight=3.0``.
+    """
+    shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
+    size, evaluations = models.budget(fast=(64, 3), mini=(192, 100), full=(512, 300))
+    shares = dict(zip(transfer.DEFAULT.style_layers, transfer.DEFAULT.layer_weights, strict=True))
+    controls = {
+        "photo": shelf.control("chelsea"),
+        "painting": shelf.control("hokusai-great-wave"),
+        "style_weight": ipywidgets.FloatLogSlider(value=transfer.DEFAULT.style_weight, min=-2, max=2, step=0.1),
+        "style_loss": ipywidgets.Dropdown(options=list(STATISTICS)),
+        "style_layers": ipywidgets.SelectMultiple(options=list(shares), value=tuple(shares), rows=len(shares)),
+        "start": ipywidgets.Dropdown(options=list(transfer.STARTS)),
+        "size": ipywidgets.IntSlider(value=size, min=32, max=1024, step=16),
+        "evaluations": ipywidgets.IntSlider(value=evaluations, min=1, max=1000),
+        "seed": ipywidgets.BoundedIntText(max=2**31 - 1),
+    }
+
+    def begin(settings: Settings) -> Job:
+        layers = settings["style_layers"]
+        weights = {"style_layers": layers, "layer_weights": tuple(shares[layer] for layer in layers)}
+        weights |= {name: settings[name] for name in ("style_weight", "style_loss")}
+        arguments = {name: settings[name] for name in ("size", "evaluations", "start")}
+        arguments |= {"recipe": dataclasses.replace(transfer.DEFAULT, **weights), "generator": seeded(settings)}
+        inputs, loaded = shelf.load(settings, "photo", "painting"), load()
+        return _optimised(transfer.stylize_steps(loaded, *inputs.values(), **arguments), loaded, inputs)
+
+    about = "The content of a photograph with the statistics of a painting."
+    folded, look = ("style_loss", "style_layers", "size", "evaluations", "seed"), shelf.look("photo", "painting")
+    return Explorer("Style transfer", about, controls, begin, folded=folded, look=look, **options)
+
+
+def inversion(*, network: VGG | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
+    """Feature inversion: the layer, and a prior; arguments as in `style_transfer`."""
+    shelf, load = Shelf(pictures), once(network, lambda: models.features(precision="auto"))
+    architecture = network.architecture if network is not None else models.FEATURES[models.profile()].split("-")[0]
+    size, evaluations = models.budget(fast=(64, 3), mini=(128, 150), full=(256, 300))
+    controls = {
+        "photo": shelf.control("chelsea"),
+        "layer": ipywidgets.Dropdown(options=layer_names(architecture), value="relu3_1"),
+        "tv_weight": ipywidgets.FloatSlider(value=1.0, min=0.0, max=10.0, step=0.1),
+        "size": ipywidgets.IntSlider(value=size, min=32, max=512, step=16),
+        "evaluations": ipywidgets.IntSlider(value=evaluations, min=1, max=1000),
+        "seed": ipywidgets.BoundedIntText(max=2**31 - 1),
+    }
+
+    def begin(settings: Settings) -> Job:
+        (photo,) = shelf.load(settings, "photo").values()
+        loaded = load()
+        target = images.resize(images.crop_square(photo), settings["size"]).to(loaded.mean.device)
+        arguments = {name: settings[name] for name in ("tv_weight", "evaluations")} | {"generator": seeded(settings)}
+        steps = transfer.invert_steps(loaded, target, settings["layer"], **arguments)
+        return _optimised(steps, loaded, {"photo": target})
+
+    about = "A picture with the photograph's features at one layer, found from noise: it shows what the layer keeps."
+    folded, look = ("size", "evaluations", "seed"), shelf.look("photo")
+    return Explorer("Feature inversion", about, controls, begin, folded=folded, look=look, **options)
 
 
 def guided_stable_diffusion(
@@ -41,13 +103,13 @@ def guided_stable_diffusion(
 
     Arguments:
         pipe, features: the pipeline and the feature network; default the profile's.
-        pictures, options: as in `optimised.style_transfer`.
+        pictures, options: as in `style_transfer`.
     """
     shelf, load, load_features = Shelf(pictures), once(pipe, pipelines.stable_diffusion), once(features, _features)
     controls = {
-        "prompt": Text(value="a cat", continuous_update=False),
+        "prompt": ipywidgets.Text(value="a cat", continuous_update=False),
         **_guidance_controls(shelf, DEFAULT, steps=models.budget(fast=2, mini=30, full=50)),
-        "guidance_scale": FloatSlider(value=models.guidance_scale(), min=1.0, max=20.0, step=0.5),
+        "guidance_scale": ipywidgets.FloatSlider(value=models.guidance_scale(), min=1.0, max=20.0, step=0.5),
     }
 
     def begin(settings: Settings) -> Job:
@@ -84,14 +146,14 @@ def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **opti
 
     Arguments:
         model: text to image in pixels; default the profile's.
-        pictures, options: as in `optimised.style_transfer`.
+        pictures, options: as in `style_transfer`.
     """
     shelf, load = Shelf(pictures), once(model, pixel_model)
     timesteps = _timesteps()
     controls = {
         "photo": shelf.control("chelsea"),
-        "prompt": Text(value="a cat", continuous_update=False),
-        "start": IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
+        "prompt": ipywidgets.Text(value="a cat", continuous_update=False),
+        "start": ipywidgets.IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
         **_pixel_controls(),
     }
 
@@ -116,9 +178,9 @@ def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
     """A visual anagram: one prompt as it stands, another in a view; arguments as in `sdedit`."""
     load, timesteps = once(model, pixel_model), _timesteps()
     controls = {
-        "prompt": Text(value="a cat", continuous_update=False),
-        "other_prompt": Text(value="an owl", continuous_update=False),
-        "view": Dropdown(options=list(VIEWS)),
+        "prompt": ipywidgets.Text(value="a cat", continuous_update=False),
+        "other_prompt": ipywidgets.Text(value="an owl", continuous_update=False),
+        "view": ipywidgets.Dropdown(options=list(VIEWS)),
         **_pixel_controls(),
     }
 
@@ -135,22 +197,22 @@ def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
 
 
 def _pixel_controls() -> dict[str, Any]:
-    scale = FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5)
-    return {"guidance_scale": scale, "seed": BoundedIntText(max=2**31 - 1)}
+    scale = ipywidgets.FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5)
+    return {"guidance_scale": scale, "seed": ipywidgets.BoundedIntText(max=2**31 - 1)}
 
 
 def _guidance_controls(shelf: Shelf, start: Guidance, *, steps: int) -> dict[str, Any]:
     names = [(name.removesuffix("Scheduler"), name) for name in schedulers.SUPPORTED]
     return {
         "painting": shelf.control("van-gogh-village-street-in-auvers"),
-        "style_scale": FloatSlider(value=start.scale, min=0.0, max=1.5, step=0.05),
-        "palette": FloatSlider(value=start.palette, min=0.0, max=2.0, step=0.1),
-        "window": FloatRangeSlider(value=start.window, min=0.0, max=1.0, step=0.05),
-        "ramp": Dropdown(options=list(RAMPS), value=start.ramp),
-        "style_loss": Dropdown(options=list(STATISTICS)),
-        "steps": IntSlider(value=steps, min=1, max=250),
-        "scheduler": Dropdown(options=names, value="DDIMScheduler"),
-        "seed": BoundedIntText(max=2**31 - 1),
+        "style_scale": ipywidgets.FloatSlider(value=start.scale, min=0.0, max=1.5, step=0.05),
+        "palette": ipywidgets.FloatSlider(value=start.palette, min=0.0, max=2.0, step=0.1),
+        "window": ipywidgets.FloatRangeSlider(value=start.window, min=0.0, max=1.0, step=0.05),
+        "ramp": ipywidgets.Dropdown(options=list(RAMPS), value=start.ramp),
+        "style_loss": ipywidgets.Dropdown(options=list(STATISTICS)),
+        "steps": ipywidgets.IntSlider(value=steps, min=1, max=250),
+        "scheduler": ipywidgets.Dropdown(options=names, value="DDIMScheduler"),
+        "seed": ipywidgets.BoundedIntText(max=2**31 - 1),
     }
 
 
@@ -207,3 +269,16 @@ def _features() -> VGG:
 def _timesteps() -> list[int]:
     """The course's 990, 960, ..., 0."""
     return strided_timesteps(models.budget(fast=330, mini=30, full=30))
+
+
+def _optimised(steps: Iterator[optimisation.Step], network: VGG, inputs: dict[str, Tensor]) -> Job:
+    """A loop over pixels: shown is the best image so far."""
+    return Job(
+        steps,
+        picture=lambda step: step.best,
+        final=lambda step: step.best,
+        loss=lambda step: step.loss.sum().item(),
+        note=lambda step: step.note,
+        inputs=inputs,
+        weights=lambda: {"network": network.identity},
+    )
