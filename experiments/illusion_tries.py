@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ex4lib.diffusion.illusions import FLIP
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.models import pipeline_sha256
 from experiments import metrics
 from experiments.drawings import interval, stack
-from experiments.hybrids import low_pass
+from experiments.illusions import FLIP, low_pass
 from experiments.judge import Judge
 from experiments.loops import VIEWS, Model, TwoDistances, TwoViews, enlarged, looped, native
 from experiments.store import Run, stored

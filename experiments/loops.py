@@ -21,7 +21,6 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from ex4lib.diffusion import editing, schedulers
 from ex4lib.diffusion.denoisers import Denoiser
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.illusions import FLIP, IDENTITY, INNER_CIRCLE, NEGATION, ROTATION, Anagram, patches
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
 from ex4lib.diffusion.pixel import PixelModel
 from ex4lib.diffusion.process import strided_timesteps
@@ -30,7 +29,7 @@ from ex4lib.features import VGG
 from ex4lib.models import pipeline_sha256
 from experiments import store
 from experiments.drawings import as_stored, stack
-from experiments.hybrids import Hybrid
+from experiments.illusions import FLIP, IDENTITY, INNER_CIRCLE, NEGATION, ROTATION, Anagram, Hybrid, patches
 from experiments.inpainting import inpaint
 from experiments.loop_scores import fidelity, seam_ratio
 from experiments.store import Run, stored

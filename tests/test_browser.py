@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from ex4lib import widgets
 from tests.lab import LAPTOP, ROOT, browsed, copied, served
 
 NOTEBOOK = ROOT / "notebooks" / "05_guided_stable_diffusion.ipynb"
@@ -145,7 +146,7 @@ EXPLORERS = {
     "guided_stable_diffusion": ("steps=4", "style scale", "steps"),
     "guided_ddpm": ("steps=4", "style scale", "steps"),
     "sdedit": ("start=24", "start", None),
-    "anagram": ("", "guidance scale", None),
+    "anagram_explorer": ("", "guidance scale", None),
 }
 #: Collects what the status says in ``window.heard``, and with it whether a run has begun since the list was emptied.
 LISTEN = """() => {
@@ -192,7 +193,8 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     for name, (arguments, _, _) in EXPLORERS.items():
-        cell = nbformat.v4.new_code_cell(f"from ex4lib import widgets\n\nwidgets.{name}({arguments})")
+        module = "ex4lib.widgets" if hasattr(widgets, name) else "experiments.anagram_explorer"
+        cell = nbformat.v4.new_code_cell(f"from {module} import {name}\n\n{name}({arguments})")
         notebook = nbformat.v4.new_notebook(cells=[cell])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from ex4lib import colour, transfer
-from ex4lib.diffusion import editing, illusions, schedulers
+from ex4lib.diffusion import editing, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Latents, Pixels
 from ex4lib.diffusion.guidance import PRESETS, Guidance
 from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.diffusion.steering import StyleObjective, guided
 from ex4lib.statistics import STATISTICS, second_moment
-from experiments import calibration, measures, metrics
+from experiments import calibration, illusions, measures, metrics
 from experiments.distillation import loop, rules
-from experiments.hybrids import Hybrid
+from experiments.illusions import Hybrid
 from experiments.inpainting import inpaint
 from experiments.judge import Judge
 from tests.devices import waits

@@ -9,7 +9,7 @@ from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline
 from ex4lib.diffusion.pixel import pixel_model
 from experiments import illusion_tries, loops, metrics
 from experiments.drawings import interval, stack
-from experiments.hybrids import low_pass
+from experiments.illusions import low_pass
 from experiments.judge import Judge
 from tests.opinions import Opinionated, plain
 from tests.random_models import save_judge, save_pixel, save_stable_diffusion

@@ -6,19 +6,20 @@ import torch
 
 from ex4lib.diffusion.denoisers import Output, Pixels
 from ex4lib.diffusion.guidance import Guidance
-from ex4lib.diffusion.illusions import (
+from ex4lib.diffusion.pixel import pixel_model
+from ex4lib.diffusion.sampling import finish, sample
+from experiments import illusions
+from experiments.illusions import (
     FLIP,
     IDENTITY,
     INNER_CIRCLE,
     NEGATION,
     ROTATION,
     Anagram,
+    Hybrid,
+    low_pass,
     patches,
 )
-from ex4lib.diffusion.pixel import pixel_model
-from ex4lib.diffusion.sampling import finish, sample
-from experiments import hybrids
-from experiments.hybrids import Hybrid, low_pass
 from tests.random_models import save_pixel
 
 VIEWS = [IDENTITY, FLIP, ROTATION, NEGATION, INNER_CIRCLE, patches(4), patches(2, seed=3)]
@@ -102,8 +103,8 @@ def test_a_hybrid_is_one_wish_from_afar_and_another_from_near(scheduler, generat
 @pytest.mark.parametrize(("height", "window", "sigma"), [(64, 33, 2.0), (32, 17, 1.0), (128, 67, 4.0), (8, 5, 0.25)])
 def test_the_low_pass_is_the_courses(height, window, sigma, generator, monkeypatch):
     calls = []
-    original = hybrids.gaussian_blur
-    monkeypatch.setattr(hybrids, "gaussian_blur", lambda x, k, s: calls.append((k, s)) or original(x, k, s))
+    original = illusions.gaussian_blur
+    monkeypatch.setattr(illusions, "gaussian_blur", lambda x, k, s: calls.append((k, s)) or original(x, k, s))
     x = torch.randn(1, 3, height, height, generator=generator)
     smooth = low_pass(x)
     assert calls == [([window] * 2, [sigma] * 2)]

@@ -4,15 +4,15 @@ import diffusers
 import pytest
 import torch
 
-from ex4lib.diffusion import editing, illusions
+from ex4lib.diffusion import editing
 from ex4lib.diffusion.guidance import Guidance
 from ex4lib.diffusion.pipelines import StyleGuidedStableDiffusionPipeline, StyleObjective
 from ex4lib.diffusion.pixel import pixel_model
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
-from experiments import loops, metrics
+from experiments import illusions, loops, metrics
 from experiments.drawings import stack
-from experiments.hybrids import Hybrid
+from experiments.illusions import Hybrid
 from experiments.inpainting import inpaint
 from experiments.loop_scores import seam_ratio
 from experiments.upsampling import upsampler

@@ -6,9 +6,9 @@ Each function returns a `machine.Explorer`; as the last line of a cell it shows 
     >>> widgets.style_transfer(style_weight=3.0)
 """
 
-from ex4lib.widgets.explorers import anagram, guided_ddpm, guided_stable_diffusion, inversion, sdedit, style_transfer
+from ex4lib.widgets.explorers import guided_ddpm, guided_stable_diffusion, inversion, sdedit, style_transfer
 from ex4lib.widgets.machine import Explorer
 from ex4lib.widgets.watching import Job, Result
 
 __all__ = ["Explorer", "Job", "Result"]
-__all__ += ["anagram", "guided_ddpm", "guided_stable_diffusion", "inversion", "sdedit", "style_transfer"]
+__all__ += ["guided_ddpm", "guided_stable_diffusion", "inversion", "sdedit", "style_transfer"]

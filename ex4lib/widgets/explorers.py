@@ -1,4 +1,4 @@
-"""Explorers of style transfer, feature inversion, guided diffusion, SDEdit and anagrams."""
+"""Explorers of style transfer, feature inversion, guided diffusion and SDEdit."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ex4lib import images, models, optimisation, transfer
-from ex4lib.diffusion import editing, illusions, pipelines, sampling, schedulers
+from ex4lib.diffusion import editing, pipelines, sampling, schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Pixels
 from ex4lib.diffusion.guidance import DEFAULT, IN_PIXELS, RAMPS, Guidance
 from ex4lib.diffusion.pixel import PixelModel, pixel_model
@@ -24,8 +23,6 @@ from ex4lib.widgets.watching import Job, Settings, Weights
 
 #: Settings of guided diffusion that are folded away.
 FOLDED = ("palette", "ramp", "style_loss", "steps", "scheduler")
-_VIEWS = (illusions.FLIP, illusions.ROTATION, illusions.NEGATION, illusions.INNER_CIRCLE, illusions.patches())
-VIEWS = {view.name: view for view in _VIEWS}
 
 
 def style_transfer(*, network: VGG | None = None, pictures: Pictures = None, **options: Any) -> Explorer:
@@ -149,12 +146,12 @@ def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **opti
         pictures, options: as in `style_transfer`.
     """
     shelf, load = Shelf(pictures), once(model, pixel_model)
-    timesteps = _timesteps()
+    timesteps = course_timesteps()
     controls = {
         "photo": shelf.control("chelsea"),
         "prompt": ipywidgets.Text(value="a cat", continuous_update=False),
         "start": ipywidgets.IntSlider(value=len(timesteps) // 3, min=0, max=len(timesteps) - 1),
-        **_pixel_controls(),
+        **pixel_controls(),
     }
 
     def begin(settings: Settings) -> Job:
@@ -164,7 +161,7 @@ def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **opti
         denoiser = loaded.denoiser(settings["prompt"], guidance_scale=settings["guidance_scale"])
         schedule = {"start": settings["start"], "steps": timesteps}
         steps = editing.edit(denoiser, loaded.scheduler, picture, generator=seeded(settings), **schedule)
-        return _sampled(steps, {"photo": picture}, _pixel_weights(loaded), skipped=settings["start"])
+        return sampled(steps, {"photo": picture}, pixel_weights(loaded), skipped=settings["start"])
 
     about = (
         "Noise is added to the photograph and removed again towards the prompt. The start is the timestep to "
@@ -174,29 +171,7 @@ def sdedit(*, model: PixelModel | None = None, pictures: Pictures = None, **opti
     return Explorer("SDEdit", about, controls, begin, folded=folded, look=look, **options)
 
 
-def anagram(*, model: PixelModel | None = None, **options: Any) -> Explorer:
-    """A visual anagram: one prompt as it stands, another in a view; arguments as in `sdedit`."""
-    load, timesteps = once(model, pixel_model), _timesteps()
-    controls = {
-        "prompt": ipywidgets.Text(value="a cat", continuous_update=False),
-        "other_prompt": ipywidgets.Text(value="an owl", continuous_update=False),
-        "view": ipywidgets.Dropdown(options=list(VIEWS)),
-        **_pixel_controls(),
-    }
-
-    def begin(settings: Settings) -> Job:
-        loaded, view, draws = load(), VIEWS[settings["view"]], seeded(settings)
-        prompts, scale = (settings["prompt"], settings["other_prompt"]), settings["guidance_scale"]
-        denoisers = [loaded.denoiser(prompt, guidance_scale=scale) for prompt in prompts]
-        denoiser, noise = illusions.Anagram(denoisers, [illusions.IDENTITY, view]), loaded.noise(1, draws)
-        steps = sampling.sample(denoiser, loaded.scheduler, noise, steps=timesteps, generator=draws)
-        return _sampled(steps, {}, _pixel_weights(loaded), seen=lambda image: torch.cat([image, view.shown(image)], -1))
-
-    about = "Each picture stands beside its view, which should show the other prompt."
-    return Explorer("Visual anagram", about, controls, begin, folded=("guidance_scale",), **options)
-
-
-def _pixel_controls() -> dict[str, Any]:
+def pixel_controls() -> dict[str, Any]:
     scale = ipywidgets.FloatSlider(value=7.0, min=1.0, max=20.0, step=0.5)
     return {"guidance_scale": scale, "seed": ipywidgets.BoundedIntText(max=2**31 - 1)}
 
@@ -235,10 +210,10 @@ def _guided(
     x = x * schedulers.timed(scheduler, settings["steps"], device=pipe.device).init_noise_sigma
     options = {"objective": objective, "guidance": guidance, "generator": draws}
     steps = sampling.sample(denoiser, scheduler, x, steps=settings["steps"], **options)
-    return _sampled(steps, inputs, lambda: {Path(pipe.name_or_path).name: models.pipeline_sha256(pipe), **hashes})
+    return sampled(steps, inputs, lambda: {Path(pipe.name_or_path).name: models.pipeline_sha256(pipe), **hashes})
 
 
-def _sampled(
+def sampled(
     steps: Iterator[sampling.Step],
     inputs: dict[str, Tensor],
     weights: Weights,
@@ -258,7 +233,7 @@ def _sampled(
     )
 
 
-def _pixel_weights(model: PixelModel) -> Weights:
+def pixel_weights(model: PixelModel) -> Weights:
     return lambda: {"pixel U-Net": models.weights_sha256(model.unet)}
 
 
@@ -266,7 +241,7 @@ def _features() -> VGG:
     return models.features(precision="auto")
 
 
-def _timesteps() -> list[int]:
+def course_timesteps() -> list[int]:
     """The course's 990, 960, ..., 0."""
     return strided_timesteps(models.budget(fast=330, mini=30, full=30))
 
