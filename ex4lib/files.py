@@ -35,7 +35,9 @@ def optional(module: str, extra: str, package: str | None = None) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         package = package or module.split(".")[0]
-        raise ImportError(f'this needs the package {package}: run pip install "ex4lib[{extra}]"') from error
+        raise ImportError(
+            f"this needs the package {package}, of the extra {extra}: run pip install {package}"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
