@@ -141,22 +141,21 @@ def conditions() -> dict[str, Condition]:
         mini=(REPORT_PROMPTS, REPORT_PAINTINGS),
         full=(REPORT_PROMPTS, REPORT_PAINTINGS),
     )
-    fewer = prompts[-models.budget(fast=1, mini=1, full=4) :]  # along the curves
     scale = DEFAULT.scale
     found = {"unguided": Condition(Way(), prompts, paintings, many)}
     for loss, label in LOSSES.items():
         for factor, seeds in ((1, many), (0.5, few), (2, few)):
             guidance = dataclasses.replace(DEFAULT, scale=factor * scale)
             name = f"guided, {label}" + ("" if factor == 1 else f", scale × {factor:g}")
-            found[name] = Condition(Way(guidance, loss), prompts if factor == 1 else fewer, paintings, seeds)
+            found[name] = Condition(Way(guidance, loss), prompts, paintings, seeds)
         for weight, seeds in ((1.0, some), (0.3, few), (0.1, few)):
             name = f"transfer, {label}" + ("" if weight == 1 else f", weight {weight:g}")
             way = Way(style_loss=loss, transfer_weight=weight)
-            found[name] = Condition(way, prompts if weight == 1 else fewer, paintings, seeds)
+            found[name] = Condition(way, prompts, paintings, seeds)
     named = [painting for painting in WORDS if painting in paintings]
     found["words"] = Condition(Way(words=True), prompts, named, some)
     found["both"] = Condition(Way(DEFAULT, words=True), prompts, named, some)
-    found["other paintings"] = Condition(Way(DEFAULT), fewer, CHOICE_PAINTINGS, few)
+    found["other paintings"] = Condition(Way(DEFAULT), prompts, CHOICE_PAINTINGS, few)
     return found
 
 
