@@ -1,6 +1,7 @@
 """Videos: flow, warping, consistency, the temporal term, flicker, files, and the command."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -315,6 +316,8 @@ def started(arguments, folder, sign):
     """A Python process that has written ``sign`` to its standard error."""
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "EX4_PROFILE": "mini"}
     options = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    # A shell that runs the tests in the background lets them ignore Ctrl-C, and what they start inherits that.
+    options["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([sys.executable, *arguments], **options) as process:
         shown = ""
         while sign not in shown:
