@@ -170,8 +170,15 @@ FREEDOM = Guidance(
 #: He et al., "Manifold Preserving Guided Diffusion" (2024), the latent variant, as its code draws styles. Differs from
 #: it as `FREEDOM` does.
 MPGD = Guidance(scale=15.0, method="clean", unit="correction", window=(0.3, 0.7))
-PRESETS = {"default": DEFAULT, "in-pixels": IN_PIXELS, "full": FULL, "cheap": CHEAP}
-PRESETS |= {"algorithm-1": ALGORITHM_1, "freedom": FREEDOM, "mpgd": MPGD}
+PRESETS = {
+    "default": DEFAULT,
+    "in-pixels": IN_PIXELS,
+    "full": FULL,
+    "cheap": CHEAP,
+    "algorithm-1": ALGORITHM_1,
+    "freedom": FREEDOM,
+    "mpgd": MPGD,
+}
 
 
 def settings(
@@ -193,8 +200,9 @@ def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:
     if guidance.method in ("mean", "sample"):
         schedulers.require_memoryless(scheduler)
     if guidance.method == "mean" and schedulers.is_a(scheduler, "DDIMScheduler") and eta == 0:
-        reason = "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0"
-        raise ValueError(f"{reason}; use eta=1 or method 'noise'")
+        raise ValueError(
+            "method 'mean' moves by the step's variance, which is 0 for DDIM at eta 0; use eta=1 or method 'noise'"
+        )
 
 
 def check_count(scales: Sequence[float], batch: int) -> None:
@@ -374,7 +382,8 @@ def _pulled(situation: Situation) -> tuple[Tensor, Tensor]:
     """
     loss, g0 = situation.gradient
     size = _rms(g0).clamp_min(torch.finfo(g0.dtype).tiny)
-    of_sample, of_prediction = (situation.level.clean(*unit, situation.kind) for unit in ((1.0, 0.0), (0.0, 1.0)))
+    of_sample = situation.level.clean(1.0, 0.0, situation.kind)
+    of_prediction = situation.level.clean(0.0, 1.0, situation.kind)
     g = of_sample * g0 + size * of_prediction * situation.pull(g0 / size).to(g0)
     return loss, g
 

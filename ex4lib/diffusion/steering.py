@@ -229,8 +229,9 @@ def _context(session: "_Session", checkpointing: bool) -> Iterator[Sequence[dict
                 del scheduler.step
             session.calls.clear()
     if not session.steps:
-        cause = f"was {type(pipe).__name__}.scheduler replaced inside?"
-        raise RuntimeError(f"no step of the scheduler was seen inside `guided`: {cause}")
+        raise RuntimeError(
+            f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
+        )
     if not session.trace:
         window = f"the window {session.guidance.window} of the full schedule"
         warnings.warn(f"no step was guided: {window} has none of the {session.steps} steps made", stacklevel=3)
