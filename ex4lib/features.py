@@ -8,7 +8,7 @@ are called ``conv3_1``, ``relu3_1``, ``pool3`` everywhere; the PyTorch tutorial'
 import copy
 import difflib
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +127,10 @@ class VGG(nn.Module):
 
         The image ``(B, 3, H, W)`` in [0, 1] is not clamped, so that gradients reach values outside.
         """
+        return dict(self.walk(image, layers))
+
+    def walk(self, image: Tensor, layers: Iterable[str | int]) -> Iterator[tuple[str, Tensor]]:
+        """The same features one by one, each as soon as the pass through the network has reached its layer."""
         wanted = self.names(layers)
         chain, minimum = self._until(wanted), self.minimum_size(wanted)
         if min(image.shape[-2:]) < minimum:
@@ -135,7 +139,6 @@ class VGG(nn.Module):
         weight = self.convolutions["conv1_1"].weight
         x = ((image - self.mean.to(image)) / self.std.to(image)).to(weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        features: dict[str, Tensor] = {}
         for layer in chain:
             if layer == "conv1_1" and self.padding == "replicate":
                 x = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=torch.channels_last)
@@ -147,8 +150,7 @@ class VGG(nn.Module):
             else:
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2) * POOLING_SCALE["average"]
             if layer in wanted:
-                features[layer] = x
-        return features
+                yield layer, x
 
     def masks(self, mask: Tensor, layers: Iterable[str | int]) -> dict[str, Tensor]:
         """A mask, as `images.mask` takes it, on each layer's grid ``(B, 1, H_l, W_l)``: the shares that it covers."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ex4lib import checks
 from ex4lib.features import VGG
 from ex4lib.images import check, pictures
-from ex4lib.statistics import STATISTICS, Statistic, at_least_float32
+from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, mean_square
 
 
 class Term(Protocol):
@@ -47,8 +47,7 @@ class ContentTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
-        difference = at_least_float32(features[self.layer]) - self.target
-        return difference.square().mean((1, 2, 3))
+        return mean_square(at_least_float32(features[self.layer]), self.target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,8 @@ class TotalVariation:
     layers = ()
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
-        rows = (image[..., 1:, :] - image[..., :-1, :]).square().mean((1, 2, 3))
-        columns = (image[..., 1:] - image[..., :-1]).square().mean((1, 2, 3))
-        return rows + columns
+        rows = mean_square(image[..., 1:, :], image[..., :-1, :])
+        return rows + mean_square(image[..., 1:], image[..., :-1])
 
 
 class Objective:
@@ -119,9 +117,23 @@ class Objective:
         return torch.stack(list(self.terms(image).values())).sum(0)
 
     def terms(self, image: Tensor) -> dict[str, Tensor]:
-        """Weighted loss ``(B,)`` of each term; terms of weight 0 are left out and cost nothing."""
-        features = self.network(image, self.layers) if self.layers else {}
-        return {part.name: float(part.weight) * part.loss(image, features) for part in self.parts if part.weight}
+        """Weighted loss ``(B,)`` of each term; terms of weight 0 are left out and cost nothing.
+
+        A loss is computed as soon as its layers are reached. Its gradient is then made after that of the deeper layers,
+        whose memory it takes, and is added to it in place.
+        """
+        losses, features = {part.name: None for part in self.parts if part.weight}, {}
+
+        def measure() -> None:
+            for part in self.parts:
+                if part.weight and losses[part.name] is None and features.keys() >= set(part.layers):
+                    losses[part.name] = float(part.weight) * part.loss(image, features)
+
+        measure()  # terms of the image alone
+        for layer, feature in self.network.walk(image, self.layers) if self.layers else ():
+            features[layer] = feature
+            measure()
+        return losses
 
 
 def content_terms(

@@ -9,6 +9,7 @@ import functools
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,6 +26,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """``mean (a - b)²`` for each element of a batch ``(B, ...)``: ``(B,)``.
+
+    Torch's own loss makes one large temporary where autograd keeps four of a difference, its square and their mean.
+    """
+    a, b = torch.broadcast_tensors(a, b)
+    return F.mse_loss(a, b, reduction="none").sum(tuple(range(1, a.ndim))) / a[0].numel()
+
+
 @dataclasses.dataclass(frozen=True)
 class Gram:
     """Gram matrix ``G_ij = Σ_p F_ip F_jp / (C · H · W)``, compared by ``mean_ij (G_ij - G*_ij)²``.
@@ -38,7 +48,7 @@ class Gram:
         return second_moment(features, mask) / features.shape[1]
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().mean((1, 2))
+        return mean_square(a, b)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +122,7 @@ class SlicedWasserstein:
         return self._weighted_quantiles(values, weights, order)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().mean((1, 2))
+        return mean_square(a, b)
 
     def _levels(self, like: Tensor) -> Tensor:
         return (torch.arange(self.quantiles, dtype=like.dtype, device=like.device) + 0.5) / self.quantiles

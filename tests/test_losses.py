@@ -207,6 +207,36 @@ def test_one_pass_serves_all_terms(small, picture):
     assert len(calls) == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """A term of one's own, of the difference between the means of its layers; it keeps a list of the calls."""
+
+    layers: tuple[str, ...]
+    calls: list
+    weight: float = 2.0
+
+    @property
+    def name(self):
+        return "/".join(self.layers)
+
+    def loss(self, image, features):
+        self.calls.append(self.name)
+        first, *_, last = (features[layer].mean((1, 2, 3)) for layer in self.layers)
+        return first - last
+
+
+def test_a_loss_is_made_as_soon_as_its_layers_are_reached(small, picture):
+    """In the order of the layers and before deeper layers are computed; the losses keep the order of the terms."""
+    image, calls = picture(), []
+    parts = [_Difference(layers, calls) for layers in (("relu3_1", "relu1_1"), ("relu2_1", "relu1_1"))]
+    small.convolutions["conv2_2"].register_forward_hook(lambda *_: calls.append("conv2_2"))
+    losses = Objective(small, parts).terms(image)
+    assert calls == ["relu2_1/relu1_1", "conv2_2", "relu3_1/relu1_1"] and list(losses) == [part.name for part in parts]
+    means = {name: feature.mean() for name, feature in small(image, LAYERS).items()}
+    for part in parts:
+        torch.testing.assert_close(losses[part.name][0], 2 * (means[part.layers[0]] - means["relu1_1"]))
+
+
 def test_targets_take_no_gradient(small, picture):
     style = picture().requires_grad_()
     parts = [*style_terms(small, style, LAYERS), *content_terms(small, style, ["relu2_1"])]
