@@ -9,7 +9,9 @@
     second run of the baseline take turns within one process. Every picture is judged by one float32 function, whose
     time is counted for nobody; the targets are counted for everybody. The tutorial's loop ends at the first
     multiple of 20 above 300; here it ends at 300.
-(c) Peak memory of one evaluation: a subprocess per side, less what the imports and the network take.
+(c) The same for the last row of each precision over six pairs of pictures: the geometric mean of its shares of the
+    tutorial's time, with Student's 95 % interval of their logarithms.
+(d) Peak memory of one evaluation: a subprocess per side, less what the imports and the network take.
 
 The network is the offline VGG-16 on both sides, the pictures are square crops of shipped ones. bfloat16 rows appear
 where the processor multiplies bfloat16. The exit code is 0 whatever the numbers are.
@@ -19,13 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from common import machine, peak_mib, table
@@ -38,7 +42,16 @@ from ex4lib.optimisation import optimise
 from ex4lib.transfer import DEFAULT, TUTORIAL
 
 CLOCK = time.perf_counter
-CONTENT, STYLE = "chelsea", "van-gogh-village-street-in-auvers"
+
+#: The first pair serves (a), (b) and (d).
+PAIRS = [
+    ("chelsea", "van-gogh-village-street-in-auvers"),
+    ("chelsea", "kandinsky-composition-viii"),
+    ("astronaut", "hokusai-great-wave"),
+    ("astronaut", "renoir-moulin-de-la-galette"),
+    ("coffee", "van-gogh-village-street-in-auvers"),
+    ("coffee", "bruegel-the-harvesters"),
+]
 
 
 def main() -> None:
@@ -64,10 +77,12 @@ def main() -> None:
     results["overhead"] = overhead((128,) if quick else (256, 512), repeats=3 if quick else 7)
     table("(a) one evaluation, seconds (medians)", results["overhead"])
     size, evaluations = (64, 20) if quick else (256, 300)
-    results["time_to_value"] = time_to_value(size, evaluations)
+    results["time_to_value"] = time_to_value(PAIRS[0], size, evaluations)
     table(f"(b) time to the tutorial's value after {evaluations} evaluations, {size} px", results["time_to_value"])
+    results["pairs"] = over_pairs(PAIRS[:2] if quick else PAIRS, size, evaluations, results["time_to_value"])
+    table("(c) share of the tutorial's time over pairs", results["pairs"])
     results["memory"] = memory_table(256 if quick else 1024)
-    table("(c) peak memory of one evaluation", results["memory"])
+    table("(d) peak memory of one evaluation", results["memory"])
     if arguments.json:
         images.write_bytes(arguments.json, json.dumps(results, indent=2).encode())
 
@@ -80,9 +95,9 @@ def network(precision: str = "float32") -> VGG:
     return models.features("vgg16-hed", precision=precision, device="cpu")
 
 
-def pictures(size: int) -> tuple[Tensor, Tensor]:
+def pictures(size: int, pair: tuple[str, str] = PAIRS[0]) -> tuple[Tensor, Tensor]:
     """Content and style, square crops."""
-    content, style = (images.resize(images.crop_square(images.load(name)), size) for name in (CONTENT, STYLE))
+    content, style = (images.resize(images.crop_square(images.load(name)), size) for name in pair)
     return content, style
 
 
@@ -221,11 +236,11 @@ def tricks(content: Tensor, style: Tensor, evaluations: int) -> dict[str, Callab
     return rows
 
 
-def time_to_value(size: int, evaluations: int) -> list[dict]:
-    """Rows of (b)."""
-    content, style = pictures(size)
+def time_to_value(pair: tuple[str, str], size: int, evaluations: int, only: Sequence[str] | None = None) -> list[dict]:
+    """Rows of (b), or those of these names."""
+    content, style = pictures(size, pair)
     judge = Tutorial(network(), content, style)
-    runs = tricks(content, style, evaluations)
+    runs = {name: run for name, run in tricks(content, style, evaluations).items() if only is None or name in only}
     final = content
     for judged in runs["tutorial"]():
         final = judged[-1]
@@ -256,12 +271,29 @@ def time_to_value(size: int, evaluations: int) -> list[dict]:
     return list(rows.values())
 
 
+def over_pairs(pairs: Sequence[tuple[str, str]], size: int, evaluations: int, first: list[dict]) -> list[dict]:
+    """Rows of (c); ``first`` are the rows of (b), which are the first pair's."""
+    names = [name for name in ("+ coarse start", "+ bfloat16") if any(row["run"] == name for row in first)]
+    tables = [first, *(time_to_value(pair, size, evaluations, ["tutorial", *names]) for pair in pairs[1:])]
+    rows = []
+    for name in names:
+        runs = [row for table in tables for row in table if row["run"] == name]
+        logs = [math.log(row["share"]) for row in runs]
+        interval = scipy.stats.ttest_1samp(logs, 0).confidence_interval()
+        low, mean, high = map(math.exp, (interval.low, statistics.mean(logs), interval.high))
+        reached = sum(row["reached"] for row in runs)
+        each = " ".join(f"{row['share']:.3f}" for row in runs)
+        row = {"run": name, "share": mean, "low": low, "high": high}
+        rows.append(row | {"reached": f"{reached} of {len(runs)}", "each": each})
+    return rows
+
+
 def value(judge: Tutorial, picture: Tensor) -> float:
     with torch.no_grad():
         return judge(picture.clamp(0, 1)).item()
 
 
-# (c)
+# (d)
 
 
 def memory(side: str, size: int) -> float:
@@ -275,7 +307,7 @@ def memory(side: str, size: int) -> float:
 
 
 def memory_table(size: int) -> list[dict]:
-    """Rows of (c)."""
+    """Rows of (d)."""
     rows = []
     for side in ("tutorial", *precisions()):
         command = [sys.executable, __file__, "--memory-of", side, "--size", str(size)]
