@@ -56,6 +56,7 @@ bench: $(READY)
 	$(PY) benchmarks/guidance.py
 	$(PY) benchmarks/distillation.py
 	$(PY) benchmarks/video.py
+	$(PY) benchmarks/digits.py
 
 submission: $(READY)  ## make submission ID1=... ID2=...: the zip that is handed in
 	$(PY) report/submission.py "$(ID1)" "$(ID2)"

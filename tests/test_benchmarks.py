@@ -1,6 +1,8 @@
 """The benchmark's pieces at the smallest size, so that the script cannot rot. No time is asserted."""
 
+import dataclasses
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -48,10 +50,27 @@ def test_the_transcribed_tutorial_is_the_preset(nst, channels_last):
 
 
 def test_time_to_value_judges_every_run_by_the_same_goal(nst):
-    rows = nst.time_to_value(32, evaluations=3)
+    rows = nst.time_to_value(nst.PAIRS[0], 32, evaluations=3)
     assert rows[0]["run"] == "tutorial" and rows[0]["share"] == 1
     assert all(row["evaluations"] >= 1 and 0 < row["value"] < float("inf") for row in rows)
     assert len({row["goal"] for row in rows}) == 1
+
+
+def test_pairs_share_the_tutorial_s_time(nst):
+    first = nst.time_to_value(nst.PAIRS[0], 32, evaluations=3)
+    for row in nst.over_pairs(nst.PAIRS[:3], 32, 3, first):
+        shares = [float(share) for share in row["each"].split()]
+        assert len(shares) == 3 and row["low"] < row["share"] < row["high"]
+        assert row["share"] == pytest.approx(math.prod(shares) ** (1 / 3), rel=0.01)  # printed with three digits
+
+
+def test_both_loops_of_the_digits_learn_alike():
+    digits = script("digits")
+    data = digits.drawn_once(digits.load("digits")[0])
+    assert data.pictures.shape[1:] == (1, 28, 28) and not data.drawn
+    recipe = dataclasses.replace(digits.RECIPES["class"], width=4, batch=16)
+    plain, ours = digits.training(recipe, data, 40, "cpu")
+    assert plain["loss"] == pytest.approx(ours["loss"], rel=0.15) and plain["loss"] < 1.0
 
 
 def test_memory_is_measured(nst):
