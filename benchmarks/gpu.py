@@ -421,8 +421,8 @@ def transfer(run: Run) -> None:
         run.attempt("time to the tutorial's value", _time_to_value, run)
 
 
-def _pictures(run: Run, size: int) -> tuple[Tensor, Tensor]:
-    content, style = (images.resize(images.crop_square(images.load(name)), size) for name in (nst.CONTENT, nst.STYLE))
+def _pictures(run: Run, size: int, pair: tuple[str, str] = nst.PAIRS[0]) -> tuple[Tensor, Tensor]:
+    content, style = (images.resize(images.crop_square(images.load(name)), size) for name in pair)
     return content.to(run.device), style.to(run.device)
 
 
@@ -472,7 +472,7 @@ def _plain(vgg: VGG, deepest: str) -> nn.Sequential:
 def _time_to_value(run: Run) -> None:
     """`nst.time_to_value` with random networks and pictures on the device."""
     nst.network = lambda precision="float32": network(run.device, precision, run.tiny)
-    nst.pictures = lambda size: _pictures(run, size)
+    nst.pictures = lambda size, pair=nst.PAIRS[0]: _pictures(run, size, pair)
     nst.CLOCK = run.clock
     size, evaluations = (32, 3) if run.tiny else (512, 300)
     if not run.tiny:  # a look at the speed: a slow machine makes fewer evaluations
@@ -480,7 +480,7 @@ def _time_to_value(run: Run) -> None:
         next(nst.clamped_lbfgs(nst.Tutorial(nst.network(), *nst.pictures(size)), nst.pictures(size)[0], 20))
         each = (run.clock() - began) / 20
         evaluations = max(40, min(300, int(run.left / (12 * each)) // 20 * 20))
-    rows = nst.time_to_value(size, evaluations)
+    rows = nst.time_to_value(nst.PAIRS[0], size, evaluations)
     run.add("time to the tutorial's value", [{"px": size, "tutorial_evaluations": evaluations} | row for row in rows])
 
 

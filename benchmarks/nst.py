@@ -241,10 +241,7 @@ def time_to_value(pair: tuple[str, str], size: int, evaluations: int, only: Sequ
     content, style = pictures(size, pair)
     judge = Tutorial(network(), content, style)
     runs = {name: run for name, run in tricks(content, style, evaluations).items() if only is None or name in only}
-    final = content
-    for judged in runs["tutorial"]():
-        final = judged[-1]
-    goal = value(judge, final)
+    goal = min(value(judge, picture) for judged in runs["tutorial"]() for picture in judged)
     rows = {name: {"run": name, "seconds": 0.0, "evaluations": 0, "value": float("inf")} for name in runs}
     loops = {name: None for name in runs}
     while loops:
@@ -260,7 +257,7 @@ def time_to_value(pair: tuple[str, str], size: int, evaluations: int, only: Sequ
                 row["evaluations"] += max(len(judged), 1)
                 row["value"] = min([row["value"], *(value(judge, picture) for picture in judged)])
                 started = CLOCK()
-                if name != "tutorial" and row["value"] <= goal:
+                if row["value"] <= goal:
                     judged = None
                     break
             if judged is None:
