@@ -4,11 +4,11 @@
     the same network, truncated at the deepest layer used. Both sides alternate; medians.
 (b) Time to a value: the tutorial's procedure (content conv_4, style conv_1..conv_5, Gram / (abcd), 1e6 : 1, max
     pooling, zero padding, frozen truncated VGG, L-BFGS with torch's defaults on pixels that the closure clamps) runs
-    for 300 evaluations; the goal is the objective of its clamped final picture. Each row of the table adds one trick
-    to the row above and is stopped when the objective of its clamped picture first reaches the goal. All rows and a
-    second run of the baseline take turns within one process. Every picture is judged by one float32 function, whose
-    time is counted for nobody; the targets are counted for everybody. The tutorial's loop ends at the first
-    multiple of 20 above 300; here it ends at 300.
+    for 300 evaluations; the goal is the lowest objective of its clamped pictures, because the procedure may diverge
+    later. Each row of the table adds one trick to the row above. All rows, with a second run of the tutorial among
+    them, take turns within one process, and each is stopped when the objective of its clamped picture first reaches
+    the goal. Every picture is judged by one float32 function, whose time is counted for nobody; the targets are
+    counted for everybody. The tutorial's loop ends at the first multiple of 20 above 300; here it ends at 300.
 (c) The same for the last row of each precision over six pairs of pictures: the geometric mean of its shares of the
     tutorial's time, with Student's 95 % interval of their logarithms.
 (d) Peak memory of one evaluation: a subprocess per side, less what the imports and the network take.
