@@ -57,6 +57,7 @@ bench: $(READY)
 	$(PY) benchmarks/distillation.py
 	$(PY) benchmarks/video.py
 	$(PY) benchmarks/digits.py
+	$(PY) benchmarks/sweeps.py
 
 submission: $(READY)  ## make submission ID1=... ID2=...: the zip that is handed in
 	$(PY) report/submission.py "$(ID1)" "$(ID2)"
