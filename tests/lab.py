@@ -56,7 +56,11 @@ def served(folder: Path) -> Iterator[Callable[[Path], str]]:
     (folder / "experiments").symlink_to(ROOT / "experiments")  # the setup cell looks for it above the notebook
     write_kernel_spec(folder / "data" / "kernels" / "python3")  # of this interpreter, found before any other
     server_settings = {"open_browser": False, "allow_root": True, "root_dir": str(folder / "notebooks")}
-    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+    quiet = {
+        "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+        # A page that is loaded slowly asks for the kernel, although the notebook names it.
+        "@jupyterlab/notebook-extension:tracker": {"autoStartDefaultKernel": True},
+    }
     for name, content in (
         ("jupyter_lab_config", {"ServerApp": server_settings, "LabApp": {"extension_manager": "readonly"}}),
         ("labconfig/default_setting_overrides", quiet),

@@ -23,7 +23,7 @@ IN_NOTEBOOKS_ONLY = (
     # Steps towards a figure of the report, which has the same in it and more.
     *("01_filmstrip", "01_one_layer", "01_prior", "02_statistics", "04_guided", "07_hybrid_pictures"),
     # Further settings of what the report shows; their tiles would be too small in print.
-    *("03_choices", "03_extras", "03_sweep", "04_scales", "04_traces"),
+    *("03_choices", "03_extras", "03_sweep", "04_scales", "04_traces", "04_windows"),
     *("05_calibration", "05_methods", "05_schedulers"),
     # Curves and tables whose numbers the report gives in its text or in tables of its own.
     *("01_brightness", "02_matrix", "04_raw_shift", "05_anchors", "05_confusion", "06_b_numbers"),
