@@ -29,7 +29,7 @@ class Term(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ContentTerm:
-    """Feature reconstruction ``mean_{c,h,w} (F - F*)²`` at one layer.
+    """Feature reconstruction ``mean_{c,h,w} (F - F*)²`` at one layer, divided by ``unit`` ``(1 or B,)``.
 
     Source: Gatys et al. (2016), equation 1. Differs from it in taking the mean, as the PyTorch tutorial does.
     """
@@ -37,6 +37,13 @@ class ContentTerm:
     layer: str
     target: Tensor
     weight: float = 1.0
+    unit: Tensor | float = 1.0
+
+    @classmethod
+    def towards(cls, target: Tensor, layer: str, weight: float, relative: bool) -> "ContentTerm":
+        """A term whose unit is 1, or if ``relative`` the mean square of each image's target."""
+        unit = _positive(target.square().mean((1, 2, 3)), layer) if relative else 1.0
+        return cls(layer, target, weight, unit)
 
     @property
     def name(self) -> str:
@@ -47,7 +54,7 @@ class ContentTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
-        return mean_square(at_least_float32(features[self.layer]), self.target)
+        return mean_square(at_least_float32(features[self.layer]), self.target) * (1 / self.unit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +154,7 @@ def content_terms(
     weight = checks.number(weight, f"the weight of content/{names[0]}", low=0)
     with torch.no_grad():
         features = network(check(image, "content image"), names)
-    terms = []
-    for layer in names:
-        target = at_least_float32(features[layer])
-        unit = _positive(target.square().mean().item(), layer) if relative else 1.0
-        terms.append(ContentTerm(layer, target, weight / unit))
-    return terms
+    return [ContentTerm.towards(at_least_float32(features[layer]), layer, weight, relative) for layer in names]
 
 
 def style_terms(
@@ -209,11 +211,9 @@ def style_terms(
     terms = []
     for targets, covered, suffix in parts:
         for name, weight in zip(names, weights, strict=True):
-            unit = 1.0
-            if relative:
-                unit = statistic.distance(torch.zeros_like(targets[name]), targets[name])
-                _positive(unit.min().item(), name)
-            terms.append(StyleTerm(name, statistic, targets[name], weight, covered.get(name), suffix, unit))
+            target = targets[name]
+            unit = _positive(statistic.distance(torch.zeros_like(target), target), name) if relative else 1.0
+            terms.append(StyleTerm(name, statistic, target, weight, covered.get(name), suffix, unit))
     return terms
 
 
@@ -235,7 +235,8 @@ def _blend(measure: Callable, images, masks, names: list[str], shares: list[floa
     return targets
 
 
-def _positive(unit: float, layer: str) -> float:
-    if not 0 < unit < float("inf"):
-        raise ValueError(f"layer {layer} gives the target a norm of {unit}, by which a relative loss cannot be divided")
+def _positive(unit: Tensor, layer: str) -> Tensor:
+    norm = unit.min().item()
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"layer {layer} gives the target a norm of {norm}, by which a relative loss cannot be divided")
     return unit

@@ -107,7 +107,7 @@ class TiledObjective(Objective):
             if isinstance(part, ContentTerm):
                 core = at_least_float32(window.cut(features[part.layer], part.layer, local=True))
                 square = (core - window.cut(part.target, part.layer)).square()
-                yield part, part.weight * square.sum((1, 2, 3)) / part.target[0].numel()
+                yield part, part.weight * square.sum((1, 2, 3)) * (1 / part.unit) / part.target[0].numel()
             elif isinstance(part, StyleTerm) and (share := window.share(part.mask, part.layer)):
                 mask = None if part.mask is None else window.cut(part.mask, part.layer)
                 yield part, share * self.statistic(window.cut(features[part.layer], part.layer, local=True), mask)
@@ -142,8 +142,8 @@ class TiledObjective(Objective):
                 shape = (*core.shape[:2], *(side // window.strides[layer] for side in image.shape[-2:]))
                 target = targets.setdefault(layer, core.new_empty(shape))
                 window.cut(target, layer).copy_(core)
-        units = {layer: target.square().mean().item() if recipe.relative else 1.0 for layer, target in targets.items()}
-        return [ContentTerm(layer, targets[layer], recipe.content_weight / units[layer]) for layer in layers]
+        weighted = (recipe.content_weight, recipe.relative)
+        return [ContentTerm.towards(targets[layer], layer, *weighted) for layer in layers]
 
     def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator["_Window"]:
         """The tiles of a picture, row by row."""

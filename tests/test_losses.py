@@ -1,6 +1,7 @@
 """Terms, objectives and calibration."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from ex4lib.losses import ContentTerm, Objective, TotalVariation, content_terms, style_terms
 from ex4lib.statistics import Gram
+from ex4lib.tiles import TiledRecipe
+from ex4lib.transfer import Recipe
 from experiments.calibration import calibrate, reweighted
 from tests.random_models import random_network
 
@@ -40,6 +43,21 @@ def test_relative_content_is_a_fraction_of_the_target(small, picture):
     own, other = (small(x, ["relu2_2"])["relu2_2"].numpy() for x in (image, content))
     got = Objective(small, [term])(image).item()
     assert got == pytest.approx(((own - other) ** 2).sum() / (other**2).sum())
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_relative_content_has_a_unit_for_each_image(small, picture, tile):
+    """A batch of a bright and a dark photograph is a batch of two single ones, whole or in tiles."""
+    photographs, image = picture(64, 64) * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1), picture(64, 64, batch=2)
+    kind = Recipe if tile is None else functools.partial(TiledRecipe, tile=tile)
+    recipe = kind(content_layers=("relu2_1",), style_weight=0.0, content_weight=3.0)
+    whole = recipe.objective(small, photographs, [picture()]).terms(image)["content/relu2_1"]
+    for number in (0, 1):
+        single = recipe.objective(small, photographs[number][None], [picture()])
+        torch.testing.assert_close(single.terms(image[number][None])["content/relu2_1"], whole[number][None])
+    network = small.variant(pooling=recipe.pooling, padding=recipe.padding)
+    terms = content_terms(network, photographs, "relu2_1", 3.0, relative=True)
+    torch.testing.assert_close(Objective(network, terms)(image), whole)
 
 
 def test_total_variation_is_the_explicit_sum(generator):
@@ -301,6 +319,8 @@ def test_nothing_to_be_relative_to(picture):
     silent.convolutions["conv1_1"].bias.data.fill_(-1)
     with pytest.raises(ValueError, match="layer relu1_1 gives the target a norm of 0"):
         content_terms(silent, picture(), ["relu1_1"], relative=True)
+    with pytest.raises(ValueError, match="layer relu1_1 gives the target a norm of 0"):
+        TiledRecipe(tile=32, content_layers=("relu1_1",)).objective(silent, picture(64, 64), [picture()])
     with pytest.raises(ValueError, match="layer relu1_1 gives the target a norm of 0"):
         style_terms(silent, picture(), ["relu1_1"], relative=True)
 
