@@ -20,6 +20,11 @@ def luminance(image: Tensor) -> Tensor:
     return (image * _LUMA.to(image).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def grey(image: Tensor) -> Tensor:
+    """The `luminance` in every channel ``(B, 3, H, W)``."""
+    return luminance(image).expand(-1, 3, -1, -1).contiguous()
+
+
 def with_luminance(image: Tensor, luma: Tensor) -> Tensor:
     """Give ``image`` another luminance and keep its chroma: ``x + (Y' - Y)`` in every channel, clamped."""
     return (image + luma - luminance(image)).clamp(0, 1)

@@ -148,7 +148,8 @@ def stylize_steps(
         match = colour.match_colour if keep_colour == "match" else colour.match_luminance
         styles = [match(painting, photograph) for painting in styles]
     chroma = photograph if keep_colour == "luminance" else None
-    target = photograph if chroma is None else colour.luminance(chroma).expand(-1, 3, -1, -1).contiguous()
+    target = photograph if chroma is None else colour.grey(chroma)
+    start = start if chroma is None or isinstance(start, str) else colour.grey(start)
     regions = _masks(regions, "regions", len(styles), device)
     style_masks = _masks(style_masks, "style_masks", len(styles), device)
 

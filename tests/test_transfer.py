@@ -252,6 +252,14 @@ def test_luminance_keeps_the_chroma(network, picture):
     assert (colour.luminance(result.image) - colour.luminance(content)).abs().mean() > 0.001
 
 
+def test_luminance_starts_from_the_grey_copy_of_a_picture(network, picture):
+    content, style, start = (picture(dtype=torch.float32) for _ in range(3))
+    options = {"recipe": SMALL, "size": 32, "evaluations": 3, "keep_colour": "luminance"}
+    coloured, grey = (stylize(network, content, style, start=x, **options) for x in (start, colour.grey(start)))
+    np.testing.assert_allclose(coloured.losses, grey.losses, rtol=1e-3)
+    assert coloured.loss <= coloured.losses[0]
+
+
 def test_match_recolours_the_style(network, picture, monkeypatch):
     content, style = (0.35 + 0.3 * picture(dtype=torch.float32) for _ in range(2))
     seen = []

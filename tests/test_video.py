@@ -122,6 +122,13 @@ def test_it_flickers_less_than_frames_painted_alone(offline, picture, step):
     assert metrics.flicker(painted, frames) < 0.2 * metrics.flicker(alone, frames)
 
 
+@pytest.mark.parametrize("keep_colour", ["no", "luminance"])
+def test_a_finished_video_at_rest_rests(offline, picture, keep_colour):
+    frames, settings = [images.resize(picture, 48)] * 2, SETTINGS | {"first_evaluations": 20}
+    painted = list(video.stylize_frames(offline, frames, "hokusai-poppies", **settings, keep_colour=keep_colour))
+    assert metrics.flicker(painted, frames) < 1e-4
+
+
 def test_the_temporal_weight_steadies_and_runs_repeat(offline, picture):
     frames, style = panned(picture, 3), images.load("hokusai-poppies")
     free, held, again = (
