@@ -29,7 +29,8 @@ class Recipe:
     """The weights and layers of a style transfer.
 
     ``relative`` losses are fractions of their targets' norms (see `losses.style_terms`), so that the same weights
-    serve every pair of pictures; ``layer_weights`` multiply ``style_weight``.
+    serve every pair of pictures; ``layer_weights`` multiply ``style_weight``. Other style layers have even weights by
+    default. Layers are given as `VGG.names` takes them.
     """
 
     content_layers: tuple[str, ...] = ("relu4_2",)
@@ -44,6 +45,10 @@ class Recipe:
     padding: str = "replicate"
 
     def __post_init__(self):
+        for name in ("content_layers", "style_layers"):
+            object.__setattr__(self, name, tuple(checks.names(getattr(self, name), name)))
+        if self.layer_weights is Recipe.layer_weights and self.style_layers != Recipe.style_layers:
+            object.__setattr__(self, "layer_weights", None)
         names = ("content_weight", "style_weight", "tv_weight")
         if not any([checks.number(getattr(self, name), name, low=0) for name in names]):
             raise ValueError(f"at least one of {', '.join(names)} must be above 0, got 0 for all")

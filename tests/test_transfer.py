@@ -536,6 +536,18 @@ def test_layers_in_every_form(network, pair, layers):
     assert {name for name in result.terms if name.startswith("style")} == {"style/relu1_1", "style/relu2_1"}
 
 
+@pytest.mark.parametrize("kind", [Recipe, TiledRecipe])
+def test_layers_of_a_recipe_in_every_form(kind):
+    assert kind(content_layers="relu4_2") == kind(content_layers=["relu4_2"]) == kind()
+    assert kind(content_layers=1, style_layers="relu1_1, 6").style_layers == ("relu1_1", 6)
+    assert kind(style_layers=("relu1_1",)).layer_weights is None
+    assert kind(style_layers=list(Recipe.style_layers)).layer_weights == Recipe.layer_weights
+    assert kind(style_layers="1,3,6,8,11", layer_weights=(1.6, 1.0, 0.8, 0.4, 0.2)).layer_weights[0] == 1.6
+    assert dataclasses.replace(kind(), style_layers="relu1_1").layer_weights is None
+    with pytest.raises(ValueError, match="style_layers must be one or more names, got None"):
+        kind(style_layers=None)
+
+
 def test_style_masks_choose_a_part_of_the_style(network, picture):
     content, style = picture(32, 32, dtype=torch.float32), picture(32, 32, dtype=torch.float32)
     style[..., 16:] = 1.0
