@@ -54,7 +54,7 @@ class ContentTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
-        return mean_square(at_least_float32(features[self.layer]), self.target) * (1 / self.unit)
+        return mean_square(features[self.layer], self.target) * (1 / self.unit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ex4lib import checks, images
+from ex4lib.statistics import at_least_float32
 
 #: L-BFGS without a line search has lost its way when the loss has not fallen for so many evaluations.
 STALL = 10
@@ -99,7 +100,7 @@ def optimise(
 
     Arguments:
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
-        init: ``(B, 3, H, W)`` in [0, 1]; a batch shares L-BFGS's curvature, Adam treats its images apart.
+        init: ``(B, 3, H, W)`` in [0, 1], as at least float32; a batch shares L-BFGS's curvature, Adam treats its images apart.
         evaluations: forward and backward passes, the unit that cost is counted in.
         seconds: no evaluation starts later than this after the first; None for no limit.
         learning_rate: default 1 (L-BFGS), 0.03 (Adam).
@@ -114,7 +115,8 @@ def optimise(
     history = checks.integer(history, "history", low=1)
     rate = RATES[optimiser] if learning_rate is None else checks.number(learning_rate, "learning_rate", above=0)
     seconds = None if seconds is None else checks.number(seconds, "seconds", low=0)
-    init = images.check(init, "init").detach()
+    init = at_least_float32(images.check(init, "init").detach())  # in half precision Adam's epsilon is 0
+    fallback = None if fallback is None else at_least_float32(fallback)
     return _descend(objective, init, optimiser, evaluations, seconds, rate, history, fallback)
 
 

@@ -27,11 +27,11 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """``mean (a - b)²`` for each element of a batch ``(B, ...)``: ``(B,)``.
+    """``mean (a - b)²`` for each element of a batch ``(B, ...)``: ``(B,)``, summed in at least float32.
 
     Torch's own loss makes one large temporary where autograd keeps four of a difference, its square and their mean.
     """
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = torch.broadcast_tensors(at_least_float32(a), at_least_float32(b))
     return F.mse_loss(a, b, reduction="none").sum(tuple(range(1, a.ndim))) / a[0].numel()
 
 

@@ -69,6 +69,11 @@ def test_total_variation_is_the_explicit_sum(generator):
         assert got.item() == pytest.approx(np.mean(rows) + np.mean(columns))
 
 
+def test_a_half_picture_is_summed_in_float32(generator):
+    image = torch.rand(1, 3, 512, 512, generator=generator).half()
+    torch.testing.assert_close(TotalVariation().loss(image, {}), TotalVariation().loss(image.float(), {}))
+
+
 def test_total_variation_does_not_depend_on_the_resolution():
     """A ramp over n pixels has steps of 1 / n each: scaled by n² the mean square step is that of any other ramp."""
     ramp = lambda n: torch.linspace(0, 1, n + 1, dtype=torch.float64).expand(1, 3, 4, -1)  # noqa: E731

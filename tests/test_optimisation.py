@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ex4lib.optimisation import PATIENCE, STALL, finish, optimise
+from ex4lib.statistics import mean_square
 
 
 class Quadratic:
@@ -274,6 +275,16 @@ def test_bad_arguments(generator, options, message):
     with pytest.raises(ValueError, match=message):
         next(optimise(objective, **({"init": objective.start()} | options)))
     assert objective.calls == 0
+
+
+@METHODS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_start_is_optimised_in_float32(generator, optimiser, dtype):
+    start, target = torch.rand(2, 1, 3, 8, 8, generator=generator).to(dtype)
+    arguments = {"optimiser": optimiser, "evaluations": 60, "fallback": start}
+    result = finish(optimise(lambda x: mean_square(x, target), start, **arguments))
+    assert result.image.dtype == torch.float32
+    assert result.loss < 0.1 * result.losses[0]
 
 
 @METHODS
