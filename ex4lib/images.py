@@ -128,8 +128,8 @@ def alpha(source: ImageSource, size: int | None = None) -> Tensor | None:
     """The opacity ``(1, 1, H, W)`` in [0, 1] of a file, URL or PIL picture; None where nothing is transparent."""
     if isinstance(source, Image.Image):
         opacity = _opacity(_upright(source))
-    elif isinstance(source, (str, Path)):
-        opacity = _read(str(source), lambda opened: _opacity(_upright(opened)))
+    elif isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str):
+        opacity = _read(os.fspath(source), lambda opened: _opacity(_upright(opened)))
     else:
         picture(source, "source")
         opacity = None
@@ -454,11 +454,12 @@ def _numbers(array: np.ndarray, argument: str) -> Tensor:
 
 
 def _channels_first(source: Tensor | np.ndarray, argument: str) -> Tensor:
-    """``(H, W)``, ``(C, H, W)``, ``(B, C, H, W)``, and of an array also ``(H, W, C)``, ``(B, H, W, C)``."""
+    """``(H, W)``, ``(C, H, W)``, ``(B, C, H, W)``, of an array first ``(H, W, C)``, last ``(B, H, W, C)``."""
     last = isinstance(source, np.ndarray)
     tensor = _numbers(source, argument) if last else source
     found = tensor[None, None] if tensor.ndim == 2 else tensor[None] if tensor.ndim == 3 else tensor
-    if found.ndim == 4 and last and found.shape[-1] in (1, 3, 4) and found.shape[1] not in (1, 3):
+    last = last and (tensor.ndim == 3 or (tensor.ndim == 4 and found.shape[1] not in (1, 3)))
+    if last and found.shape[-1] in (1, 3, 4):
         found = found.permute(0, 3, 1, 2)
     if found.ndim != 4 or found.shape[1] not in (1, 3, 4) or 0 in found.shape:
         raise ValueError(f"{argument} must have one, three or four channels, got {checks.describe(tensor)}")

@@ -100,7 +100,7 @@ def optimise(
 
     Arguments:
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``; with a method ``terms`` its parts are reported too.
-        init: ``(B, 3, H, W)`` in [0, 1], as at least float32; a batch shares L-BFGS's curvature, Adam treats its images apart.
+        init: ``(B, 3, H, W)`` in [0, 1]; a batch shares L-BFGS's curvature, Adam treats its images apart.
         evaluations: forward and backward passes, the unit that cost is counted in.
         seconds: no evaluation starts later than this after the first; None for no limit.
         learning_rate: default 1 (L-BFGS), 0.03 (Adam).

@@ -151,7 +151,7 @@ def stylize_steps(
         raise ValueError(f"evaluations must be at least one per scale ({len(scales)}), got {evaluations}")
     if keep_colour != "no":
         match = colour.match_colour if keep_colour == "match" else colour.match_luminance
-        styles = [match(painting, photograph) for painting in styles]
+        styles = [match(painting.expand(len(photograph), -1, -1, -1), photograph) for painting in styles]
     chroma = photograph if keep_colour == "luminance" else None
     target = photograph if chroma is None else colour.grey(chroma)
     start = start if chroma is None or isinstance(start, str) else colour.grey(start)

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import re
 import struct
 import subprocess
@@ -279,6 +280,15 @@ def test_arrays_of_any_kind_are_the_same_picture(levels, convert):
     np.testing.assert_array_equal(as_levels(images.load(convert(levels))), levels)
 
 
+@pytest.mark.parametrize("shape", [(1, 50, 3), (3, 50, 3), (1, 50, 1), (3, 50, 1), (1, 1, 4), (50, 1, 3), (3, 3, 3)])
+def test_the_last_axis_of_an_array_holds_its_channels(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    array = np.dstack([array[..., :3], np.full(shape[:2], 255, np.uint8)]) if shape[2] == 4 else array
+    expected = torch.from_numpy(array[..., :3] / np.float32(255)).permute(2, 0, 1)[None].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(images.load(array), expected)
+    assert images.mask(array).shape == (1, 1, *shape[:2])
+
+
 @pytest.mark.parametrize("value", [np.zeros(3), np.zeros((2, 2, 5)), np.array([["a"]]), np.full((2, 2), np.nan)])
 def test_bad_arrays(value):
     with pytest.raises(ValueError, match=r"^source must "):
@@ -548,6 +558,16 @@ def test_alpha_is_kept_on_request(tmp_path):
     with pytest.raises(ValueError, match="transparency needs a"):
         images.save(torch.full((1, 3, 6, 5), 0.5), tmp_path / "out.jpg", alpha=opacity.mT)
     assert images.alpha("chelsea") is None
+
+
+def test_the_opacity_of_any_kind_of_path(tmp_path):
+    class Place(os.PathLike):
+        def __fspath__(self):
+            return str(tmp_path / "half.png")
+
+    Image.fromarray(np.full((4, 4, 4), 51, np.uint8)).save(Place())
+    assert images.alpha(Place()).mean().item() == pytest.approx(0.2)
+    assert torch.equal(images.mask(Place()), images.mask(str(tmp_path / "half.png")))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])

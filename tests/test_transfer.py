@@ -274,6 +274,15 @@ def test_match_recolours_the_style(network, picture, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("keep_colour", ["match", "luminance"])
+def test_colours_of_a_batch_of_photographs_are_kept(network, picture, keep_colour):
+    photographs, style = picture(batch=2, dtype=torch.float32), picture(dtype=torch.float32)
+    options = {"recipe": SMALL, "size": 32, "evaluations": 1, "keep_colour": keep_colour}
+    batch = stylize(network, photographs, style, **options).losses
+    singles = [stylize(network, photograph[None], style, **options).losses for photograph in photographs]
+    np.testing.assert_allclose(batch, np.sum(singles, 0), rtol=1e-4)
+
+
 # --- wrong arguments ----------------------------------------------------------------------------------------------
 
 
