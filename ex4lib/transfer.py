@@ -142,7 +142,8 @@ def stylize_steps(
     if any(len(painting) not in (1, len(photograph)) for painting in styles):
         raise ValueError(f"each of style must be one picture, or {len(photograph)}, one for each photograph")
     stroke_scale = checks.number(stroke_scale, "stroke_scale", above=0)
-    keep_colour, start = checks.choice(keep_colour, "keep_colour", COLOURS), _start(start)
+    keep_colour = checks.choice(keep_colour, "keep_colour", COLOURS)
+    start = _start(start, len(photograph), generator)
     least = network.minimum_size([*recipe.content_layers, *recipe.style_layers])
     scales = _scales(scales, size, photograph, start, least)
     evaluations = checks.integer(evaluations, "evaluations", low=1)
@@ -234,6 +235,7 @@ def invert_steps(
 ) -> Iterator[Step]:
     """The loop of `invert`, a `Step` per evaluation; arguments and errors as there."""
     target = images.picture(target, "target").to(network.mean.device)
+    start = _start(start, len(target), generator)
     parts = [*content_terms(network, target, [layer], relative=True), TotalVariation(tv_weight)]
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
     return _minimised(Objective(network, parts), start, target, target, generator, **limits)
@@ -276,7 +278,10 @@ def synthesize_steps(
 ) -> Iterator[Step]:
     """The loop of `synthesize`, a `Step` per evaluation; arguments and errors as there."""
     style = images.picture(style, "style").to(network.mean.device)
-    grid = tuple(style.shape[-2:]) if size is None else checks.grid(size)
+    start = _start(start, len(style), generator)
+    grid, least = tuple(style.shape[-2:]) if size is None else checks.grid(size), network.minimum_size(layers)
+    if min(grid) < least:
+        raise ValueError(f"size must be at least {least} x {least} pixels for these layers, got {grid[0]} x {grid[1]}")
     terms = style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights)
     objective = Objective(network, [*terms, TotalVariation(tv_weight)])
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
@@ -285,7 +290,6 @@ def synthesize_steps(
 
 def _minimised(objective: Objective, start, content: Tensor, style: Tensor, generator, **limits) -> Iterator[Step]:
     """The loop at one scale; a picture to start from stays the best image until another has a lower loss."""
-    start = _start(start)
     init = starting_image(start, content, style, generator)
     return optimise(objective, init, fallback=None if isinstance(start, str) else init, **limits)
 
@@ -294,7 +298,7 @@ def starting_image(
     start: str | Tensor, content: Tensor, style: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """The image a loop begins with, of ``content``'s size; noise is drawn from ``generator`` (default seed 0)."""
-    start = _start(start)
+    start = _start(start, len(content), generator)
     if isinstance(start, Tensor):
         return _fitted(start.to(content), content)
     if start == "content":
@@ -307,13 +311,19 @@ def starting_image(
     return noise if start == "noise" else colour.match_colour(noise, style)
 
 
-def _start(start: str | ImageSource) -> str | Tensor:
+def _start(start: str | ImageSource, count: int, generator: torch.Generator | None) -> str | Tensor:
+    """What ``count`` images begin with: a name of `STARTS`, or as many pictures."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator or None, got {checks.describe(generator)}")
     if isinstance(start, str) and start in STARTS:
         return start
     try:
-        return images.picture(start, "start")
+        picture = images.picture(start, "start")
     except FileNotFoundError as error:
         raise ValueError(f"start must be {', '.join(STARTS)} or a picture, got {checks.describe(start)}") from error
+    if len(picture) not in (1, count):
+        raise ValueError(f"start must be one picture or {count}, one for each result, got {len(picture)}")
+    return picture.expand(count, -1, -1, -1)
 
 
 def _scales(scales: Sequence[int] | None, size: int, content: Tensor, start: str | Tensor, least: int) -> list[int]:

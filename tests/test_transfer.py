@@ -316,6 +316,8 @@ ONES, NAN = torch.ones(1, 1, 24, 32), float("nan")
         ({"evaluations": 1, "scales": [16, 32]}, r"at least one per scale \(2\), got 1"),
         ({"start": "contents"}, "start must be content, noise, grey, statistics or a picture, got 'contents'"),
         ({"start": torch.full((1, 3, 24, 32), NAN)}, "start must lie in"),
+        ({"start": torch.rand(2, 3, 24, 32)}, "start must be one picture or 1, one for each result, got 2"),
+        ({"generator": 1}, "generator must be a torch.Generator or None, got 1"),
         ({"style_weights": [1, 1]}, "style_weights must be 1 finite"),
         ({"style_weights": [-1]}, "style_weights must be a finite number of at least 0, got -1"),
         ({"style_weights": [NAN]}, "style_weights must be a finite number"),
@@ -408,6 +410,11 @@ def test_the_size_of_a_texture(network, pair, size, expected):
         (invert, ["relu1_1"], {"tv_weight": NAN}, "weight of tv"),
         (invert, ["relu1_1"], {"evaluations": 0}, "evaluations must be at least 1"),
         (invert, ["relu1_1"], {"start": "photo"}, "start must be"),
+        (invert, ["relu1_1"], {"start": torch.rand(3, 3, 24, 32)}, "start must be one picture or 1, one for each"),
+        (invert, ["relu1_1"], {"start": "grey", "generator": 1}, "generator must be a torch.Generator or None, got 1"),
+        (synthesize, [["relu1_1"]], {"start": torch.rand(3, 3, 24, 32)}, "start must be one picture or 1, one for"),
+        (synthesize, [["relu1_1"]], {"generator": "cpu"}, "generator must be a torch.Generator or None, got 'cpu'"),
+        (synthesize, ["relu1_1, pool4"], {"size": 8}, "size must be at least 16 x 16 pixels for these layers, got 8 x"),
         (invert, ["pool5"], {}, "needs at least 32 x 32"),
         (synthesize, [["relu9_1"]], {}, "has no layer"),
         (synthesize, [[]], {}, "layers must be one or more names"),
@@ -424,7 +431,7 @@ def test_wrong_arguments_of_the_other_recipes(network, pair, never_evaluated, re
 
 
 def test_a_texture_too_small_for_its_layers(network, pair):
-    with pytest.raises(ValueError, match="needs at least 4 x 4"):
+    with pytest.raises(ValueError, match="size must be at least 4 x 4"):
         synthesize(network, pair[0], ["relu3_1"], size=3)
 
 
@@ -444,6 +451,15 @@ def test_starts(pair, picture):
     own = picture(50, 10, dtype=torch.float32)
     assert starting_image(own, content, style).shape == content.shape
     assert torch.equal(starting_image(own, own, style), own)
+
+
+@pytest.mark.parametrize("optimiser", ["lbfgs", "adam"])
+def test_one_start_serves_a_batch(network, picture, optimiser):
+    photographs, style, start = (picture(batch=count, dtype=torch.float32) for count in (2, 1, 1))
+    options = {"recipe": SMALL, "size": 32, "evaluations": 3, "optimiser": optimiser}
+    results = [stylize(network, photographs, style, start=x, **options) for x in (start, torch.cat([start, start]))]
+    assert results[0].image.shape == (2, 3, 32, 32) and torch.equal(results[0].image, results[1].image)
+    assert starting_image(start, photographs, style).shape == photographs.shape
 
 
 def test_the_statistics_start_has_the_style_s_colours(picture):
