@@ -455,11 +455,10 @@ def _numbers(array: np.ndarray, argument: str) -> Tensor:
 
 def _channels_first(source: Tensor | np.ndarray, argument: str) -> Tensor:
     """``(H, W)``, ``(C, H, W)``, ``(B, C, H, W)``, of an array first ``(H, W, C)``, last ``(B, H, W, C)``."""
-    last = isinstance(source, np.ndarray)
-    tensor = _numbers(source, argument) if last else source
+    tensor = _numbers(source, argument) if isinstance(source, np.ndarray) else source
     found = tensor[None, None] if tensor.ndim == 2 else tensor[None] if tensor.ndim == 3 else tensor
-    last = last and (tensor.ndim == 3 or (tensor.ndim == 4 and found.shape[1] not in (1, 3)))
-    if last and found.shape[-1] in (1, 3, 4):
+    last = tensor.ndim == 3 or (tensor.ndim == 4 and tensor.shape[1] not in (1, 3))
+    if isinstance(source, np.ndarray) and last and found.shape[-1] in (1, 3, 4):
         found = found.permute(0, 3, 1, 2)
     if found.ndim != 4 or found.shape[1] not in (1, 3, 4) or 0 in found.shape:
         raise ValueError(f"{argument} must have one, three or four channels, got {checks.describe(tensor)}")

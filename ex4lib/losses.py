@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ex4lib import checks
 from ex4lib.features import VGG
-from ex4lib.images import check, pictures
+from ex4lib.images import ImageSource, check, pictures
+from ex4lib.images import mask as load_mask
 from ex4lib.statistics import STATISTICS, Statistic, at_least_float32, mean_square
 
 
@@ -42,8 +43,7 @@ class ContentTerm:
     @classmethod
     def towards(cls, target: Tensor, layer: str, weight: float, relative: bool) -> "ContentTerm":
         """A term whose unit is 1, or if ``relative`` the mean square of each image's target."""
-        unit = _positive(target.square().mean((1, 2, 3)), layer) if relative else 1.0
-        return cls(layer, target, weight, unit)
+        return cls(layer, target, weight, _positive(target.square().mean((1, 2, 3)), layer) if relative else 1.0)
 
     @property
     def name(self) -> str:
@@ -54,6 +54,7 @@ class ContentTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
+        _same_size(self.target, f"the content at {self.layer}", features[self.layer], "the image")
         return mean_square(features[self.layer], self.target) * (1 / self.unit)
 
 
@@ -81,6 +82,7 @@ class StyleTerm:
         return (self.layer,)
 
     def loss(self, image: Tensor, features: dict[str, Tensor]) -> Tensor:
+        _same_size(self.mask, f"regions at {self.layer}", features[self.layer], "the image")
         return self.statistic.distance(self.statistic(features[self.layer], self.mask), self.target) / self.unit
 
 
@@ -167,8 +169,8 @@ def style_terms(
     relative: bool = False,
     layer_weights: Sequence[float] | None = None,
     style_weights: Sequence[float] | None = None,
-    regions: Sequence[Tensor] | None = None,
-    style_masks: Sequence[Tensor | None] | None = None,
+    regions: Sequence[ImageSource] | None = None,
+    style_masks: Sequence[ImageSource | None] | None = None,
     measure: Callable[[Tensor, Tensor | None, list[str]], dict[str, Tensor]] | None = None,
 ) -> list[StyleTerm]:
     """Style losses towards several pictures: one `StyleTerm` per layer for their blend, or per layer and region.
@@ -182,7 +184,7 @@ def style_terms(
         relative: divide each term by its target's distance from the statistic 0; for Gram matrices the loss is then
             ‖G - G*‖² / ‖G*‖², and a weight means the same for every layer, network and painting.
         style_weights: share of each style, normalised to sum 1 (default even).
-        regions: for each style a mask ``(1, 1, H, W)`` of the part of the optimised image that it applies to; the
+        regions: for each style a mask, as `images.mask` takes it, of the part of the image that it applies to; the
             terms' names then end in the number of the style.
         style_masks: for each style a mask of the part of it that the statistics are taken from, or None.
         measure: ``(style, mask, layers)`` -> the statistics by layer; by default from one pass of the network.
@@ -192,7 +194,8 @@ def style_terms(
     weight = checks.number(weight, f"the weight of style/{names[0]}", low=0)
     if not hasattr(statistic, "distance"):
         statistic = STATISTICS[checks.choice(statistic, "style_loss", STATISTICS)]()
-    masks = [None] * len(images) if style_masks is None else list(style_masks)
+    masks = [None] * len(images) if style_masks is None else style_masks
+    masks = [mask if mask is None else load_mask(mask, "style_masks") for mask in masks]
     weights = [weight * share for share in checks.weights(layer_weights, len(names), "layer_weights")]
     for argument, values in (("style_masks", masks), ("regions", regions)):
         if values is not None and len(values) != len(images):
@@ -227,12 +230,16 @@ def _blend(measure: Callable, images, masks, names: list[str], shares: list[floa
     """The weighted mean of the images' statistics, by layer."""
     targets = dict.fromkeys(names, 0.0)
     for image, mask, share in zip(images, masks, shares, strict=True):
-        if mask is not None and mask.shape[-2:] != image.shape[-2:]:
-            size, other = (f"{picture.shape[-2]} x {picture.shape[-1]}" for picture in (image, mask))
-            raise ValueError(f"style_masks must have the size of their styles: {size}, got {other}")
+        _same_size(mask, "style_masks", image, "their styles")
         for name, value in measure(check(image, "style image"), mask, names).items():
             targets[name] = targets[name] + share / sum(shares) * value
     return targets
+
+
+def _same_size(part: Tensor | None, argument: str, whole: Tensor, owner: str) -> None:
+    if part is not None and part.shape[-2:] != whole.shape[-2:]:
+        got, size = (f"{grid.shape[-2]} x {grid.shape[-1]}" for grid in (part, whole))
+        raise ValueError(f"{argument} must have the size of {owner}: {size}, got {got}")
 
 
 def _positive(unit: Tensor, layer: str) -> Tensor:

@@ -33,10 +33,6 @@ class TiledRecipe(Recipe):
     """A recipe that sees pictures in tiles where they are larger, for `transfer.stylize`.
 
     ``tile`` is the side of a tile in pixels without its overlap, a multiple of `ALIGNMENT`.
-
-    Example:
-        >>> recipe = TiledRecipe(tile=1024)
-        >>> stylize(network, "photograph.jpg", "hokusai-great-wave", recipe=recipe, size=4000, evaluations=20)
     """
 
     tile: int = TILE
@@ -63,7 +59,7 @@ class TiledObjective(Objective):
     history = HISTORY
 
     def __init__(self, recipe: TiledRecipe, network: VGG, content: Tensor, styles: Sequence[Tensor], **options):
-        self.tile = int(recipe.tile)
+        self.tile, self.size = int(recipe.tile), tuple(content.shape[-2:])
         self.statistic: Statistic = STATISTICS[checks.choice(recipe.style_loss, "style_loss in tiles", LINEAR)]()
         self.network = network.variant(pooling=recipe.pooling, padding=recipe.padding)
         options |= {"relative": recipe.relative, "layer_weights": recipe.layer_weights, "measure": self._statistics}
@@ -79,6 +75,8 @@ class TiledObjective(Objective):
 
     def evaluate(self, image: Tensor, gradient: bool) -> tuple[list[Tensor], Tensor | None]:
         """Losses ``(B,)`` by term and, if asked for, the gradient of their sum, like ``image``."""
+        if image.shape[-2:] != self.size:
+            raise ValueError(f"the image must have the content's size {self.size}, got {tuple(image.shape[-2:])}")
         losses, slopes = {}, {}
         for window in self._tiles(image):
             for part, value in self._shares(window, window.crop(image), self.parts):
@@ -142,8 +140,8 @@ class TiledObjective(Objective):
                 shape = (*core.shape[:2], *(side // window.strides[layer] for side in image.shape[-2:]))
                 target = targets.setdefault(layer, core.new_empty(shape))
                 window.cut(target, layer).copy_(core)
-        weighted = (recipe.content_weight, recipe.relative)
-        return [ContentTerm.towards(targets[layer], layer, *weighted) for layer in layers]
+        weight, relative = recipe.content_weight, recipe.relative
+        return [ContentTerm.towards(targets[layer], layer, weight, relative) for layer in layers]
 
     def _tiles(self, image: Tensor, layers: Iterable[str] | None = None) -> Iterator["_Window"]:
         """The tiles of a picture, row by row."""

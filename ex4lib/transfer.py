@@ -29,8 +29,7 @@ class Recipe:
     """The weights and layers of a style transfer.
 
     ``relative`` losses are fractions of their targets' norms (see `losses.style_terms`), so that the same weights
-    serve every pair of pictures; ``layer_weights`` multiply ``style_weight``. Other style layers have even weights by
-    default. Layers are given as `VGG.names` takes them.
+    serve every pair of pictures; ``layer_weights`` multiply ``style_weight``, by default evenly for other layers.
     """
 
     content_layers: tuple[str, ...] = ("relu4_2",)
@@ -238,7 +237,8 @@ def invert_steps(
     start = _start(start, len(target), generator)
     parts = [*content_terms(network, target, [layer], relative=True), TotalVariation(tv_weight)]
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
-    return _minimised(Objective(network, parts), start, target, target, generator, **limits)
+    init = starting_image(start, target, target, generator)
+    return optimise(Objective(network, parts), init, fallback=None if isinstance(start, str) else init, **limits)
 
 
 def synthesize(
@@ -285,12 +285,7 @@ def synthesize_steps(
     terms = style_terms(network, style, layers, style_loss, relative=True, layer_weights=layer_weights)
     objective = Objective(network, [*terms, TotalVariation(tv_weight)])
     limits = {"optimiser": optimiser, "evaluations": evaluations, "seconds": seconds}
-    return _minimised(objective, start, images.resize(style, grid), style, generator, **limits)
-
-
-def _minimised(objective: Objective, start, content: Tensor, style: Tensor, generator, **limits) -> Iterator[Step]:
-    """The loop at one scale; a picture to start from stays the best image until another has a lower loss."""
-    init = starting_image(start, content, style, generator)
+    init = starting_image(start, images.resize(style, grid), style, generator)
     return optimise(objective, init, fallback=None if isinstance(start, str) else init, **limits)
 
 

@@ -151,8 +151,7 @@ def stylize_frames(
             yield result.image
             if frame is not None:
                 start, mask = _moved(result.image, earlier, frame)
-                if settings.get("keep_colour") == "luminance":
-                    start = colour.grey(start)  # as what is optimised
+                start = colour.grey(start) if settings.get("keep_colour") == "luminance" else start
                 temporal = _TemporalRecipe(**vars(recipe), temporal=TemporalTerm(start, mask, weight))
                 later = {"recipe": temporal, "evaluations": evaluations, "start": start, "scales": None}
                 same_shot = mask.mean() >= SAME_SHOT

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ex4lib import images
 from ex4lib.losses import ContentTerm, Objective, TotalVariation, content_terms, style_terms
 from ex4lib.statistics import Gram
 from ex4lib.tiles import TiledRecipe
@@ -315,6 +316,30 @@ def test_bad_styles(small, picture, options, message):
     arguments = {"images": picture(), "layers": LAYERS} | options
     with pytest.raises(ValueError, match=message):
         style_terms(small, **arguments)
+
+
+def test_style_masks_and_regions_are_pictures_of_any_kind(small, picture):
+    coffee = images.mask("coffee")
+    style = picture(*coffee.shape[-2:])
+    for argument in ("style_masks", "regions"):
+        terms = [style_terms(small, style, LAYERS, **{argument: [mask]}) for mask in ("coffee", coffee)]
+        for named, given in zip(*terms, strict=True):
+            assert torch.equal(named.target, given.target)
+            assert (named.mask is None and given.mask is None) or torch.equal(named.mask, given.mask)
+
+
+def test_sizes_that_differ_from_the_image_are_one_sentence(small, picture):
+    """Also those with as many pixels."""
+    content = Objective(small, content_terms(small, picture(16, 64), ["relu2_1"]))
+    with pytest.raises(ValueError, match="the content at relu2_1 must have the size of the image: 16 x 16, got 8 x 32"):
+        content(picture(32, 32))
+    region = torch.ones(1, 1, 16, 64)
+    style = Objective(small, style_terms(small, picture(), ["relu2_1"], regions=[region]))
+    with pytest.raises(ValueError, match="regions at relu2_1 must have the size of the image: 16 x 16, got 8 x 32"):
+        style(picture(32, 32))
+    tiled = TiledRecipe(tile=32, content_layers="relu2_1").objective(small, picture(64, 96), [picture()])
+    with pytest.raises(ValueError, match=r"must have the content's size \(64, 96\), got \(96, 64\)"):
+        tiled(picture(96, 64))
 
 
 def test_nothing_to_be_relative_to(picture):
