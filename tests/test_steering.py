@@ -11,7 +11,9 @@ from diffusers import DDIMPipeline, DDPMPipeline, StableDiffusionPipeline
 from torch import nn
 
 from ex4lib.diffusion import schedulers, steering
+from ex4lib.diffusion.denoisers import Denoiser, Latents
 from ex4lib.diffusion.guidance import DEFAULT, Guidance
+from ex4lib.diffusion.sampling import finish, sample
 from ex4lib.diffusion.steering import StyleObjective
 from tests.random_models import random_network, save_stable_diffusion
 
@@ -395,3 +397,25 @@ def test_an_objective_without_the_picture_is_one_sentence(stable):
         guided(stable, lambda image: torch.ones(len(image))),
     ):
         call(stable)
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("changes", [{}, {"every": 2}, {"window": (0.0, 0.5)}])
+def test_the_librarys_loop_draws_the_same_picture_bit_by_bit(name, changes, stable, vgg, style):
+    """Schedulers of order 2 have two timesteps a step: window, ramp and ``every`` count the steps in both loops."""
+    guidance, original = dataclasses.replace(UNCOLOURED, **changes), stable.scheduler
+    stable.scheduler = getattr(diffusers, name).from_config(original.config)
+    try:
+        x = torch.randn(1, 4, 16, 16, generator=seeded(), dtype=torch.float64)
+        with steering.guided(stable, style, features=vgg, guidance=guidance) as trace:
+            expected = call(stable, latents=x, output_type="latent")
+        wanted, unwanted = stable.encode_prompt("a cat", torch.device("cpu"), 1, True)
+        denoiser = Denoiser(stable.unet, Latents(stable.vae), embeddings=wanted, negative=unwanted, guidance_scale=4.0)
+        objective = StyleObjective(vgg, [style], (32, 32))
+        timed = schedulers.timed(stable.scheduler, STEPS)
+        options = {"steps": STEPS, "objective": objective, "guidance": guidance}
+        last, rows = finish(sample(denoiser, stable.scheduler, x * timed.init_noise_sigma, **options))
+    finally:
+        stable.scheduler = original
+    assert [row["index"] for row in rows] == [row["index"] for row in trace] and rows
+    assert torch.equal(last.sample, expected)

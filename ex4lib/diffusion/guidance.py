@@ -195,6 +195,12 @@ def settings(
     return dataclasses.replace(guidance, **{name: value for name, value in changes.items() if value is not None})
 
 
+def strength_at(guidance: Guidance, scheduler, level: Level, index: int) -> float:
+    """The factor on the scale at an entry of the scheduler's timesteps; 0 where it is not guided."""
+    guidable = schedulers.is_guidable(level, schedulers.prediction_type(scheduler))
+    return guidance.strength(*schedulers.counted(scheduler, index)) if guidable else 0.0
+
+
 def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:
     """Raise a ValueError for a method that needs a mean or a variance which the scheduler's steps do not have."""
     if guidance.method in ("mean", "sample"):

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ex4lib import checks
 from ex4lib.colour import Palette
+from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
 from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
-from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler, guide
+from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
 
@@ -177,10 +178,11 @@ def _steps(
     total = len(times)
     for index in range(start, total):
         t, level, time_number = scheduler.timesteps[index], levels[index], times[index]
-        runs, rows = max(repeats, 1 if loop.guidance is None else loop.guidance.runs(index, total)), []
+        counted = schedulers.counted(scheduler, index)
+        runs, rows = max(repeats, 1 if loop.guidance is None else loop.guidance.runs(*counted)), []
         for run in range(runs):
             with loop.context():
-                after, clean, row = loop.step(x, t, level, index, times)
+                after, clean, row = loop.step(x, t, level, index, time_number)
             rows.append(row)
             if after_step is not None:
                 after = after_step(after, index, t)
@@ -223,16 +225,14 @@ class _Loop:
             return torch.no_grad()
         return frozen(self.denoiser.unet, *self.denoiser.space.modules, checkpointing=self.checkpointing)
 
-    def step(
-        self, x: Tensor, t: Tensor, level: Level, index: int, times: list[int]
-    ) -> tuple[Tensor, Tensor, dict | None]:
+    def step(self, x: Tensor, t: Tensor, level: Level, index: int, number: int) -> tuple[Tensor, Tensor, dict | None]:
         """The result of a step, the clean estimate behind it, and the measurements of a guided one."""
-        kind = schedulers.prediction_type(self.scheduler)
-        strength = 0.0 if self.guidance is None else self.guidance.strength(index, len(times))
-        if strength and schedulers.is_guidable(level, kind):
-            return self.guided(x, t, level, times[index], strength)
+        strength = 0.0 if self.guidance is None else rules.strength_at(self.guidance, self.scheduler, level, index)
+        if strength:
+            return self.guided(x, t, level, number, strength)
         with torch.no_grad(), self.clipping(self.guidance is None or self.guidance.clipping != "never"):
             output = self.denoiser(self.scheduler.scale_model_input(x, t), t)
+            kind = schedulers.prediction_type(self.scheduler)
             clean = level.clean(at_least_float32(x), at_least_float32(output.prediction), kind)
             after = self.scheduler.step(output.whole, t, x, **self.arguments)[0]
             return after, schedulers.clip(self.scheduler, clean), None
@@ -240,7 +240,7 @@ class _Loop:
     def guided(self, x: Tensor, t: Tensor, level: Level, number: int, strength: float) -> tuple[Tensor, Tensor, dict]:
         began = time.perf_counter()
         situation, output = self.situation(x, t, level, number)
-        result = guide(situation, self.guidance, strength)
+        result = rules.guide(situation, self.guidance, strength)
         shifted = dataclasses.replace(output, prediction=result.prediction.to(x.dtype))
         with torch.no_grad(), self.clipping(self.guidance.clipping == "scheduler"):
             after = self.scheduler.step(shifted.whole, t, x, **self.arguments)[0]

@@ -409,10 +409,7 @@ class _Session:
 
     def _strength(self, index: int) -> float:
         """The factor on the scale at a step; 0 where it is not guided."""
-        if not schedulers.is_guidable(self._level(index), schedulers.prediction_type(self.scheduler)):
-            return 0.0
-        order = self.scheduler.order
-        return self.guidance.strength(index // order, -(-len(self.scheduler.timesteps) // order))
+        return rules.strength_at(self.guidance, self.scheduler, self._level(index), index)
 
     def _situation(
         self, output: Tensor, sample: Tensor, number: int, level: Level, calls: Sequence[_Call], options: dict
