@@ -365,3 +365,12 @@ def test_several_negative_prompts(pipe):
     assert not torch.allclose(both.negative[0], both.negative[1])
     with pytest.raises(ValueError, match="negative_prompt must be one or one per prompt, got 3 for 2"):
         pipe.denoiser(["a cat", "a dog"], negative_prompt=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "names"), [("relu2_1", ["relu2_1"]), (1, ["relu1_1"]), ("0, 1", ["conv1_1", "relu1_1"])]
+)
+def test_an_objective_takes_layers_as_the_network_does(layers, names, vgg, style):
+    image = torch.rand(1, 3, SIZE, SIZE, generator=seeded())
+    found, expected = (StyleObjective(vgg, [style], (SIZE, SIZE), layers=given)(image) for given in (layers, names))
+    assert torch.equal(found, expected)

@@ -87,13 +87,13 @@ class StyleObjective:
     ):
         if (style_weights is not None) + (regions is not None) + style_each > 1:
             raise ValueError("styles either blend, or have a region each, or a picture each: give one of the three")
-        network = network.variant(pooling="average", padding="replicate")
+        network, layers = network.variant(pooling="average", padding="replicate"), network.names(layers)
         factor = longest / max(size) if longest else max(1.0, LEAST_SIZE / max(size))
         self.size = tuple(round(side * factor) for side in size)
         minimum = network.minimum_size(layers)
         for style in styles:
             if min(style.shape[-2:]) < minimum:
-                least = f"at least {minimum} x {minimum} pixels for the layers {', '.join(map(str, layers))}"
+                least = f"at least {minimum} x {minimum} pixels for the layers {', '.join(layers)}"
                 raise ValueError(f"a style image must be {least}, got {style.shape[-2]} x {style.shape[-1]}")
         styles = [images.resize(style.to(network.mean), max(self.size)) for style in styles]
         options = {"relative": True, "layer_weights": layer_weights}
