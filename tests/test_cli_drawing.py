@@ -190,3 +190,20 @@ def test_a_mistake_is_one_sentence(run, tmp_path, monkeypatch, arguments, messag
     (tmp_path / "sweep.yaml").write_text("prompts: [a cat]\nstyles: [chelsea]\n")
     code, _, err = run(*arguments)
     assert code == 1 and message in err and err.count("\n") == 1, err
+
+
+def test_without_guidance_there_is_a_preview_and_ctrl_c_keeps_the_picture(run, folder, tmp_path, monkeypatch):
+    preview, output, written = tmp_path / "preview.png", tmp_path / "cat.png", []
+
+    def interrupt(step):
+        written.append(step.index)
+        if step.index == 1:
+            raise KeyboardInterrupt
+
+    command = ["guide", "a cat", "chelsea", "--style-scale", "0", "--model", folder, "--steps", "3", "-o", output]
+    code, _, err = run(*command, "--preview", preview)
+    assert code == 0 and Image.open(preview).size == (32, 32), err
+    output.unlink()
+    monkeypatch.setattr("ex4lib.cli.options.preview_callback", lambda *_, **__: interrupt)
+    code, out, _ = run(*command)
+    assert code == 130 and written == [0, 1] and "interrupted" in out and output.exists()

@@ -419,3 +419,29 @@ def test_the_librarys_loop_draws_the_same_picture_bit_by_bit(name, changes, stab
         stable.scheduler = original
     assert [row["index"] for row in rows] == [row["index"] for row in trace] and rows
     assert torch.equal(last.sample, expected)
+
+
+@pytest.mark.parametrize("off", [{"style_scale": 0}, {"window": (0.5, 0.5)}, {"style_scale": (0.0, 0.0)}])
+def test_scale_0_is_watched_and_stays_the_stock_picture(off, stable, vgg, style):
+    plain, seen = call(stable, num_images_per_prompt=2), []
+    with guided(stable, style, features=vgg, on_step=seen.append, **off) as trace:
+        assert torch.equal(call(stable, num_images_per_prompt=2), plain)
+    assert [step.index for step in seen] == list(range(STEPS)) and all(step.trace is None for step in seen)
+    assert seen[-1].image.shape == plain.shape
+    assert not trace and untouched(stable)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pipe": None}, "supports the pipelines of .* got NoneType"),
+        ({"style": "typo"}, "no file 'typo' and no shipped picture"),
+        ({"style_loss": "typo"}, "style_loss must be gram"),
+        ({"style_layers": "relu9_9"}, "no layer 'relu9_9'"),
+        ({"guidance": Guidance(recurrence=2)}, "recurrence and clipping are of the library's own loop"),
+    ],
+)
+def test_arguments_are_checked_at_scale_0(arguments, message, stable, vgg, style):
+    arguments = {"pipe": stable, "style": style, "features": vgg} | arguments
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        guided(arguments.pop("pipe"), arguments.pop("style"), style_scale=0, **arguments)

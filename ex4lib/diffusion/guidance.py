@@ -197,7 +197,7 @@ def settings(
 
 def strength_at(guidance: Guidance, scheduler, level: Level, index: int) -> float:
     """The factor on the scale at an entry of the scheduler's timesteps; 0 where it is not guided."""
-    guidable = schedulers.is_guidable(level, schedulers.prediction_type(scheduler))
+    guidable = guidance.is_on and schedulers.is_guidable(level, schedulers.prediction_type(scheduler))
     return guidance.strength(*schedulers.counted(scheduler, index)) if guidable else 0.0
 
 

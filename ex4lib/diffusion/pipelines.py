@@ -70,9 +70,8 @@ class _StyleGuided:
         if style_image is not None:
             context = guided(self, style_image, **style)
             guidance = settings(style.get("guidance", "default"), style_scale=style.get("style_scale"))
-            if guidance.is_on:
-                stock = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
-                check_scheduler(guidance, self.scheduler, stock.get("eta", 0.0))
+            stock = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
+            check_scheduler(guidance, self.scheduler, stock.get("eta", 0.0))
         elif style.get("style_scale"):
             raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
         with context as trace:

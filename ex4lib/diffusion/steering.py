@@ -170,8 +170,6 @@ def guided(
         RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
     """
     settings = rules.settings(_preset(pipe, guidance), style_scale=style_scale, window=window)
-    if not settings.is_on:
-        return contextlib.nullcontext([])
     network = _network(pipe)
     _check(pipe, network, settings)
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
@@ -180,7 +178,8 @@ def guided(
         options |= {"layer_weights": style_layer_weights, "style_weights": style_weights, "longest": settings.size}
         style = _Style(features, device, style, regions, _usual_size(pipe, network), **options)
     session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
-    return _context(session, checkpointing)
+    watched = settings.is_on or on_step is not None
+    return _context(session, checkpointing) if watched else contextlib.nullcontext([])
 
 
 def _preset(pipe, guidance: Guidance | str) -> Guidance | str:
@@ -232,7 +231,7 @@ def _context(session: "_Session", checkpointing: bool) -> Iterator[Sequence[dict
         raise RuntimeError(
             f"no step of the scheduler was seen inside `guided`: was {type(pipe).__name__}.scheduler replaced inside?"
         )
-    if not session.trace:
+    if session.guidance.is_on and not session.trace:
         window = f"the window {session.guidance.window} of the full schedule"
         warnings.warn(f"no step was guided: {window} has none of the {session.steps} steps made", stacklevel=3)
 
