@@ -96,7 +96,7 @@ def values(
     value: Any, argument: str, *, count: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> list[float]:
     """A non-empty list of finite numbers, ``count`` of them if that is given; one number is a list of one."""
-    if isinstance(value, (str, bytes)) or (not isinstance(value, Iterable) and not isinstance(value, numbers.Real)):
+    if isinstance(value, (str, bytes, dict, set)) or not isinstance(value, (Iterable, numbers.Real)):
         raise ValueError(f"{argument} must be a list of numbers, got {describe(value)}")
     if isinstance(value, numbers.Real) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0):
         value = [value]

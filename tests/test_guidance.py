@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ex4lib.diffusion import guidance, schedulers
-from ex4lib.diffusion.denoisers import Output
-from ex4lib.diffusion.guidance import MEANINGLESS, METHODS, THROUGH, UNITS, Guidance, Situation, guide
+from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels
+from ex4lib.diffusion.guidance import FULL, MEANINGLESS, METHODS, THROUGH, UNITS, Guidance, Situation, guide
 from ex4lib.diffusion.process import Level
 from ex4lib.diffusion.sampling import finish, sample
 
@@ -91,7 +91,8 @@ def final_distribution(world, scheduler, steps, settings, eta, monkeypatch):
 
     for module in ("scheduling_ddpm", "scheduling_ddim"):
         monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", unit_noise)
-    loop = sample(world, scheduler, x, steps=steps, objective=world.loss, guidance=settings, eta=eta)
+    objective = None if settings is None else world.loss
+    loop = sample(world, scheduler, x, steps=steps, objective=objective, guidance=settings, eta=eta)
     ends = finish(loop)[0].sample[:, 0, 0]
     columns = (ends - ends[0])[1:]
     first, noises = columns[:2].T, columns[2:]
@@ -371,3 +372,58 @@ def test_only_methods_through_the_network_ask_for_its_gradient(points):
         calls.clear()
         guide(here, Guidance(0.5, method, "raw"))
         assert len(calls) == (method in THROUGH)
+
+
+@pytest.mark.parametrize("scale", ["0.5", "5", True, {}, {0.5: 1}, [], ["a"], math.nan, object()])
+def test_a_scale_that_is_no_number_is_refused_by_name(scale):
+    with pytest.raises(ValueError, match="style_scale must be"):
+        guidance.settings(style_scale=scale)
+
+
+@pytest.mark.parametrize("given", [None, {"scale": 0.5}, 0.5, "fredom"])
+def test_a_guidance_that_is_none_is_refused_by_name(given):
+    with pytest.raises(ValueError, match=r"guidance must be a Guidance or one of default, .*, got "):
+        guidance.settings(given, style_scale=0.5)
+
+
+def test_scales_are_one_number_or_several():
+    scales = [guidance.settings(style_scale=s).scale for s in (1, torch.tensor(0.5), [0.5], torch.tensor([0.5, 1.0]))]
+    assert scales == [1.0, 0.5, (0.5,), (0.5, 1.0)]
+    assert guidance.settings(in_pixels=True) is not guidance.settings("full", in_pixels=True)
+    assert guidance.settings(in_pixels=True) == guidance.IN_PIXELS and guidance.settings() == guidance.DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": torch.sum}, "objective has no effect without a guidance"),
+        (
+            {"objective": "hokusai-great-wave", "guidance": FULL},
+            "objective must be a function, images .* got 'hokusai-great-wave'",
+        ),
+        ({"objective": torch.sum, "guidance": "fredom"}, "guidance must be a Guidance or one of default"),
+        ({"guidance": "full"}, "guidance needs an objective"),
+    ],
+)
+def test_the_loop_refuses_what_it_would_ignore(options, message, points):
+    world, scheduler = GaussianWorld(), diffusers.DDIMScheduler(clip_sample=False)
+    with pytest.raises(ValueError, match=message):
+        sample(world, scheduler, points, steps=4, **options)
+
+
+@pytest.mark.parametrize(("name", "same"), [("full", FULL), ("default", guidance.IN_PIXELS)])
+def test_the_loop_takes_a_guidance_by_name(name, same, points):
+    world, scheduler = GaussianWorld(), diffusers.DDIMScheduler(clip_sample=False)
+    world.at(scheduler, 4)
+    world.space = Pixels()
+    found, expected = (
+        finish(sample(world, scheduler, points, steps=4, objective=world.loss, guidance=given))[0].sample
+        for given in (name, same)
+    )
+    assert torch.equal(found, expected) and not torch.equal(found, points)
+
+
+@pytest.mark.parametrize("scale", ["x", math.nan, True, None])
+def test_a_guidance_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(ValueError, match="guidance_scale must be a finite number"):
+        Denoiser(nn.Identity(), None, guidance_scale=scale)

@@ -182,16 +182,25 @@ PRESETS = {
 
 
 def settings(
-    guidance: Guidance | str = "default", *, style_scale: float | Sequence[float] | None = None, **changes
+    guidance: Guidance | str = "default",
+    *,
+    style_scale: float | Sequence[float] | None = None,
+    in_pixels: bool = False,
+    **changes,
 ) -> Guidance:
-    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None."""
-    if isinstance(guidance, str):
-        if guidance not in PRESETS:
-            raise ValueError(f"guidance must be a Guidance or one of {', '.join(PRESETS)}, got {guidance!r}")
-        guidance = PRESETS[guidance]
+    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None.
+
+    ``"default"`` is another one for samples that are pictures: ``in_pixels``.
+    """
+    if not isinstance(guidance, Guidance):
+        if not isinstance(guidance, str) or guidance not in PRESETS:
+            accepted = f"a Guidance or one of {', '.join(PRESETS)}"
+            raise ValueError(f"guidance must be {accepted}, got {checks.describe(guidance)}")
+        guidance = IN_PIXELS if in_pixels and guidance == "default" else PRESETS[guidance]
     if style_scale is not None:
-        several = getattr(style_scale, "ndim", 0) or isinstance(style_scale, Sequence)
-        changes["scale"] = tuple(map(float, style_scale)) if several else float(style_scale)
+        scales = checks.values(style_scale, "style_scale")
+        single = isinstance(style_scale, Real) or getattr(style_scale, "ndim", 1) == 0
+        changes["scale"] = scales[0] if single else tuple(scales)
     return dataclasses.replace(guidance, **{name: value for name, value in changes.items() if value is not None})
 
 

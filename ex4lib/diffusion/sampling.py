@@ -16,7 +16,7 @@ from ex4lib import checks
 from ex4lib.colour import Palette
 from ex4lib.diffusion import guidance as rules
 from ex4lib.diffusion import schedulers
-from ex4lib.diffusion.denoisers import Denoiser, Output, frozen
+from ex4lib.diffusion.denoisers import Denoiser, Output, Pixels, frozen
 from ex4lib.diffusion.guidance import NO_CORRECTION, THROUGH, Guidance, Situation, check_count, check_scheduler
 from ex4lib.diffusion.process import Level
 from ex4lib.statistics import at_least_float32
@@ -74,7 +74,7 @@ def sample(
     steps: int | Sequence[int] = 50,
     start: int = 0,
     objective: Callable[[Tensor], Tensor] | None = None,
-    guidance: Guidance | None = None,
+    guidance: Guidance | str | None = None,
     eta: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     after_step: Callable[[Tensor, int, Tensor], Tensor] | None = None,
@@ -89,7 +89,8 @@ def sample(
         steps: the number of steps, or the falling timesteps themselves.
         start: index of the timestep to begin with; see `begin`.
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``.
-        guidance: how the objective steers. Without one, or at scale 0, the steps are the stock scheduler's bit by bit.
+        guidance: how the objective steers, or a name of `guidance.PRESETS`. Without one, or at scale 0, the steps are
+            the stock scheduler's bit by bit.
         eta: noise of DDIM's steps in [0, 1]; 0 is deterministic, 1 as noisy as DDPM.
         generator: one, or one for each sample of the batch.
         after_step: ``(x, index, timestep) -> x``, applied to the result of every step.
@@ -105,6 +106,12 @@ def sample(
     scheduler, start = begin(scheduler, steps, start, x.device)
     eta, repeats = checks.fraction(eta, "eta"), checks.integer(repeats, "repeats", low=1)
     _check_batch(denoiser, checks.finite(x, "x"), generator)
+    if objective is not None and not callable(objective):
+        raise ValueError(f"objective must be a function, images -> one loss each, got {checks.describe(objective)}")
+    if guidance is not None:
+        guidance = rules.settings(guidance, in_pixels=isinstance(denoiser.space, Pixels))
+    elif objective is not None:
+        raise ValueError("objective has no effect without a guidance, which says how it steers")
     guided = guidance is not None and guidance.is_on
     if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
         memory = f"{type(scheduler).__name__} remembers earlier steps; use DDIMScheduler or DDPMScheduler"

@@ -169,7 +169,8 @@ def guided(
         ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
         RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
     """
-    settings = rules.settings(_preset(pipe, guidance), style_scale=style_scale, window=window)
+    in_pixels = getattr(pipe, "vae", None) is None
+    settings = rules.settings(guidance, in_pixels=in_pixels, style_scale=style_scale, window=window)
     network = _network(pipe)
     _check(pipe, network, settings)
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
@@ -180,11 +181,6 @@ def guided(
     session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
     watched = settings.is_on or on_step is not None
     return _context(session, checkpointing) if watched else contextlib.nullcontext([])
-
-
-def _preset(pipe, guidance: Guidance | str) -> Guidance | str:
-    """``"default"`` is another setting for pipelines that draw in pixels."""
-    return "in-pixels" if guidance == "default" and getattr(pipe, "vae", None) is None else guidance
 
 
 def _check(pipe, network: nn.Module, settings: Guidance) -> None:
