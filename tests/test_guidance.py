@@ -399,7 +399,7 @@ def test_scales_are_one_number_or_several():
         ({"objective": torch.sum}, "objective has no effect without a guidance"),
         (
             {"objective": "hokusai-great-wave", "guidance": FULL},
-            "objective must be a function, images .* got 'hokusai-great-wave'",
+            "guidance needs an objective, images .* got 'hokusai-great-wave'",
         ),
         ({"objective": torch.sum, "guidance": "fredom"}, "guidance must be a Guidance or one of default"),
         ({"guidance": "full"}, "guidance needs an objective"),

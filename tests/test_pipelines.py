@@ -374,3 +374,23 @@ def test_an_objective_takes_layers_as_the_network_does(layers, names, vgg, style
     image = torch.rand(1, 3, SIZE, SIZE, generator=seeded())
     found, expected = (StyleObjective(vgg, [style], (SIZE, SIZE), layers=given)(image) for given in (layers, names))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"regions": [1], "guidance": "x"}, "regions, guidance"),
+        ({"style_scale": np.array([0.0, 0.5])}, "style_scale"),
+        ({"window": (0.0, 0.5), "style_loss": "gram"}, "style_loss, window"),
+        ({"on_step": print, "style_scale": 0}, "style_scale, on_step"),
+    ],
+)
+def test_arguments_of_a_style_need_a_style_image(given, names, pipe):
+    with pytest.raises(ValueError, match=f"^{names} cannot be used: there is no style_image"):
+        pipe("a cat", num_inference_steps=1, **given)
+
+
+def test_a_scale_of_0_needs_no_style_image(pipe):
+    pipe.scheduler = scheduler_of("DDIMScheduler")
+    for zero in (0, 0.0, np.array([0.0, 0.0]), [0, 0]):
+        assert pipe("a cat", num_inference_steps=1, num_images_per_prompt=2, style_scale=zero).trace == []

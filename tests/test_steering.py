@@ -445,3 +445,43 @@ def test_arguments_are_checked_at_scale_0(arguments, message, stable, vgg, style
     arguments = {"pipe": stable, "style": style, "features": vgg} | arguments
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         guided(arguments.pop("pipe"), arguments.pop("style"), style_scale=0, **arguments)
+
+
+def test_two_pipelines_with_one_network_are_refused_in_one_thread(stable, vgg, style):
+    """The second would take the calls of the first, which then had no Jacobian."""
+    scheduler = diffusers.DDIMScheduler.from_config(stable.scheduler.config)
+    parts = stable.components | {"scheduler": scheduler}
+    other = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    with guided(stable, style, features=vgg) as trace:
+        with pytest.raises(ValueError, match="another pipeline with this network is guided in this thread"):  # noqa: SIM117
+            with guided(other, style, features=vgg):
+                pytest.fail("it was entered")
+        call(stable)
+    assert untouched(other) and untouched(stable)
+    assert len(trace) == STEPS and not any("note" in row for row in trace)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"style_loss": "nonsense"}, "style_loss"),
+        ({"regions": [torch.ones(1, 1, 4, 4)], "style_weights": [1, 2, 3]}, "style_weights, regions"),
+        ({"style_layers": ["relu1_1"], "style_each": True}, "style_layers, style_each"),
+        ({"style_layer_weights": torch.ones(4)}, "style_layer_weights"),
+    ],
+)
+def test_an_objective_of_ones_own_takes_no_arguments_of_paintings(given, names, stable):
+    with pytest.raises(ValueError, match=f"^{names} cannot be used with an objective of one's own"):
+        guided(stable, lambda image: image.sum((1, 2, 3)), **given)
+    layers = tuple(steering.STYLE_LAYERS)
+    guided(stable, lambda image: image.sum((1, 2, 3)), style_layers=layers, style_each=False)
+
+
+@pytest.mark.parametrize("shape", [(64, 1400), (1400, 64), (9, 300)])
+def test_a_long_thin_painting_is_seen_large_enough(shape, stable, vgg):
+    thin = torch.rand(1, 3, *shape, generator=seeded(), dtype=torch.float64)
+    with guided(stable, thin, features=vgg) as trace:
+        assert call(stable).isfinite().all()
+    assert len(trace) == STEPS and not any(row["skipped"] for row in trace)
+    (painting,) = StyleObjective(vgg, [thin], (32, 32)).styles
+    assert min(painting.shape[-2:]) == vgg.minimum_size(steering.STYLE_LAYERS)

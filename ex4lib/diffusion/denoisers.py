@@ -171,8 +171,7 @@ class Denoiser:
         guidance_scale: float = 1.0,
         options: dict | None = None,
     ):
-        self.unet, self.space = unet, space
-        self.guidance_scale = checks.number(guidance_scale, "guidance_scale")
+        self.unet, self.space, self.guidance_scale = unet, space, checks.number(guidance_scale, "guidance_scale")
         self.embeddings, self.negative, self.options = embeddings, negative, options or {}
         self.dtype: torch.dtype = unet.dtype  # kept: diffusers looks through all parameters for it
         if embeddings is not None and negative is None and guidance_scale != 1:

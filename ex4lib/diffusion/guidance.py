@@ -181,21 +181,12 @@ PRESETS = {
 }
 
 
-def settings(
-    guidance: Guidance | str = "default",
-    *,
-    style_scale: float | Sequence[float] | None = None,
-    in_pixels: bool = False,
-    **changes,
-) -> Guidance:
-    """A `Guidance`, or a name of `PRESETS`, with another scale and other fields where they are not None.
-
-    ``"default"`` is another one for samples that are pictures: ``in_pixels``.
-    """
+def settings(guidance: Guidance | str = "default", *, style_scale=None, in_pixels: bool = False, **changes) -> Guidance:
+    """A `Guidance`, or a name of `PRESETS` (of which ``in_pixels`` changes the default), with some fields changed."""
     if not isinstance(guidance, Guidance):
         if not isinstance(guidance, str) or guidance not in PRESETS:
-            accepted = f"a Guidance or one of {', '.join(PRESETS)}"
-            raise ValueError(f"guidance must be {accepted}, got {checks.describe(guidance)}")
+            names = ", ".join(PRESETS)
+            raise ValueError(f"guidance must be a Guidance or one of {names}, got {checks.describe(guidance)}")
         guidance = IN_PIXELS if in_pixels and guidance == "default" else PRESETS[guidance]
     if style_scale is not None:
         scales = checks.values(style_scale, "style_scale")
@@ -207,7 +198,8 @@ def settings(
 def strength_at(guidance: Guidance, scheduler, level: Level, index: int) -> float:
     """The factor on the scale at an entry of the scheduler's timesteps; 0 where it is not guided."""
     guidable = guidance.is_on and schedulers.is_guidable(level, schedulers.prediction_type(scheduler))
-    return guidance.strength(*schedulers.counted(scheduler, index)) if guidable else 0.0
+    order = scheduler.order  # entries of the timesteps that are one step
+    return guidance.strength(index // order, -(-len(scheduler.timesteps) // order)) if guidable else 0.0
 
 
 def check_scheduler(guidance: Guidance, scheduler, eta: float) -> None:

@@ -15,8 +15,8 @@ from diffusers.utils import BaseOutput
 from ex4lib import models
 from ex4lib.diffusion.denoisers import Denoiser, Latents, paired_prompts
 from ex4lib.diffusion.guidance import check_scheduler, settings
+from ex4lib.diffusion.steering import OF_PAINTINGS, changed, guided
 from ex4lib.diffusion.steering import StyleObjective as StyleObjective
-from ex4lib.diffusion.steering import guided
 
 
 @dataclasses.dataclass
@@ -66,14 +66,15 @@ class _StyleGuided:
         `StyleGuidedOutput`, or the stock pipeline's tuple with ``return_dict=False``.
         """
         style = {item.name: arguments.pop(item.name) for item in _STYLE if item.name in arguments}
+        unused = changed(style, (*OF_PAINTINGS, "style_scale", "guidance", "window", "on_step"))
         context = contextlib.nullcontext([])
         if style_image is not None:
             context = guided(self, style_image, **style)
             guidance = settings(style.get("guidance", "default"), style_scale=style.get("style_scale"))
             stock = inspect.signature(self._stock().__call__).bind_partial(self, *args, **arguments).arguments
             check_scheduler(guidance, self.scheduler, stock.get("eta", 0.0))
-        elif style.get("style_scale"):
-            raise ValueError(f"style_scale is {style['style_scale']}, but there is no style_image")
+        elif unused and (unused != ["style_scale"] or settings(style_scale=style["style_scale"]).is_on):
+            raise ValueError(f"{', '.join(unused)} cannot be used: there is no style_image")
         with context as trace:
             output = self._stock().__call__(self, *args, **arguments)
         if isinstance(output, tuple):

@@ -89,8 +89,7 @@ def sample(
         steps: the number of steps, or the falling timesteps themselves.
         start: index of the timestep to begin with; see `begin`.
         objective: images ``(B, 3, H, W)`` -> losses ``(B,)``.
-        guidance: how the objective steers, or a name of `guidance.PRESETS`. Without one, or at scale 0, the steps are
-            the stock scheduler's bit by bit.
+        guidance: how the objective steers, or a preset's name; without it, or at scale 0, steps are as in diffusers.
         eta: noise of DDIM's steps in [0, 1]; 0 is deterministic, 1 as noisy as DDPM.
         generator: one, or one for each sample of the batch.
         after_step: ``(x, index, timestep) -> x``, applied to the result of every step.
@@ -106,8 +105,6 @@ def sample(
     scheduler, start = begin(scheduler, steps, start, x.device)
     eta, repeats = checks.fraction(eta, "eta"), checks.integer(repeats, "repeats", low=1)
     _check_batch(denoiser, checks.finite(x, "x"), generator)
-    if objective is not None and not callable(objective):
-        raise ValueError(f"objective must be a function, images -> one loss each, got {checks.describe(objective)}")
     if guidance is not None:
         guidance = rules.settings(guidance, in_pixels=isinstance(denoiser.space, Pixels))
     elif objective is not None:
@@ -116,9 +113,9 @@ def sample(
     if max(repeats, guidance.recurrence if guided else 1) > 1 and not schedulers.is_memoryless(scheduler):
         memory = f"{type(scheduler).__name__} remembers earlier steps; use DDIMScheduler or DDPMScheduler"
         raise ValueError(f"repeating steps needs a scheduler without memory, but {memory}")
+    if not callable(objective) and (guided or objective is not None):
+        raise ValueError(f"guidance needs an objective, images -> one loss each, got {checks.describe(objective)}")
     if guided:
-        if objective is None:
-            raise ValueError("guidance needs an objective, images -> one loss each")
         check_scheduler(guidance, scheduler, eta)
         check_count(guidance.scales, x.shape[0])
         if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
@@ -185,8 +182,7 @@ def _steps(
     total = len(times)
     for index in range(start, total):
         t, level, time_number = scheduler.timesteps[index], levels[index], times[index]
-        counted = schedulers.counted(scheduler, index)
-        runs, rows = max(repeats, 1 if loop.guidance is None else loop.guidance.runs(*counted)), []
+        runs, rows = max(repeats, 1 if loop.guidance is None else loop.guidance.runs(index, total)), []  # of order 1
         for run in range(runs):
             with loop.context():
                 after, clean, row = loop.step(x, t, level, index, time_number)

@@ -119,11 +119,6 @@ def is_guidable(level: Level, kind: str) -> bool:
     return level.signal >= least * level.noise
 
 
-def counted(scheduler: SchedulerMixin, index: int) -> tuple[int, int]:
-    """The number of the step that an entry of ``timesteps`` belongs to, and of all; order 2 has two entries a step."""
-    return index // scheduler.order, -(-len(scheduler.timesteps) // scheduler.order)
-
-
 def is_memoryless(scheduler: SchedulerMixin) -> bool:
     """Whether a step depends on its sample and prediction alone, so that it may be repeated."""
     return is_a(scheduler, "DDPMScheduler", "DDIMScheduler")

@@ -49,6 +49,8 @@ NETWORKS = {
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 #: More calls of the network than this between two steps are not kept.
 MOST_CALLS = 4
+#: What `guided` is told about paintings, not about an objective.
+OF_PAINTINGS = ("style_loss", "style_layers", "style_layer_weights", "style_weights", "style_each", "regions")
 #: Smaller pictures are enlarged to this before the feature network sees them.
 LEAST_SIZE = 128
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
@@ -90,12 +92,13 @@ class StyleObjective:
         network, layers = network.variant(pooling="average", padding="replicate"), network.names(layers)
         factor = longest / max(size) if longest else max(1.0, LEAST_SIZE / max(size))
         self.size = tuple(round(side * factor) for side in size)
-        minimum = network.minimum_size(layers)
+        minimum, longer = network.minimum_size(layers), []
         for style in styles:
+            longer.append(max(*self.size, math.ceil(minimum * max(style.shape[-2:]) / min(style.shape[-2:]))))
             if min(style.shape[-2:]) < minimum:
                 least = f"at least {minimum} x {minimum} pixels for the layers {', '.join(layers)}"
                 raise ValueError(f"a style image must be {least}, got {style.shape[-2]} x {style.shape[-1]}")
-        styles = [images.resize(style.to(network.mean), max(self.size)) for style in styles]
+        styles = [images.resize(style.to(network.mean), side) for style, side in zip(styles, longer, strict=True)]
         options = {"relative": True, "layer_weights": layer_weights}
         self.styles, self.regions = styles, regions
         shares = checks.weights(style_weights, len(styles), "style_weights")
@@ -169,6 +172,8 @@ def guided(
         ValueError: a pipeline, scheduler, style or guidance that cannot be used, in one sentence, when it is called.
         RuntimeError: on exit, if the pipeline made no step: its scheduler was replaced inside.
     """
+    if callable(style) and (unused := changed(locals(), OF_PAINTINGS)):
+        raise ValueError(f"{', '.join(unused)} cannot be used with an objective of one's own, but with paintings")
     in_pixels = getattr(pipe, "vae", None) is None
     settings = rules.settings(guidance, in_pixels=in_pixels, style_scale=style_scale, window=window)
     network = _network(pipe)
@@ -181,6 +186,13 @@ def guided(
     session = _Session(pipe, network, settings, style, decoder, device, measure, on_step)
     watched = settings.is_on or on_step is not None
     return _context(session, checkpointing) if watched else contextlib.nullcontext([])
+
+
+def changed(arguments: dict, names: Sequence[str]) -> list[str]:
+    """Which of the named arguments of `guided` are given other values than its defaults."""
+    defaults = guided.__kwdefaults__
+    pairs = [(name, arguments.get(name, defaults[name]), defaults[name]) for name in names]
+    return [name for name, value, default in pairs if type(value) is not type(default) or value != default]
 
 
 def _check(pipe, network: nn.Module, settings: Guidance) -> None:
@@ -247,6 +259,8 @@ def _recorded(network: nn.Module, session: "_Session") -> Iterator[None]:
     attributes = vars(network)  # `torch.compile` hands attributes that are set on to what it wraps
     with _LOCK:
         sessions = _RECORDING.setdefault(network, [])
+        if any(other.thread == session.thread for other in sessions):
+            raise ValueError("another pipeline with this network is guided in this thread: leave its `guided` first")
         sessions.append(session)
         if len(sessions) == 1:
             compiled = attributes.get("_compiled_call_impl")
@@ -346,7 +360,8 @@ class _Session:
         self.began = self.began or time.perf_counter()
         calls, self.calls, began = self.calls, [], self.began
         index = schedulers.position(self.scheduler, timestep)
-        level, strength = self._level(index), self._strength(index)
+        level = self._level(index)
+        strength = rules.strength_at(self.guidance, self.scheduler, level, index)
         row, clean, number = None, None, int(self.times[index])
         if strength:
             check_scheduler(self.guidance, self.scheduler, options.get("eta", 0.0))
@@ -382,7 +397,9 @@ class _Session:
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = timestep[0]
         index = schedulers.position(self.scheduler, timestep)
-        return index is None or self._strength(index) > 0  # None at Flux's first step: its network is given σ
+        if index is None:  # at Flux's first step: its network is given σ
+            return True
+        return rules.strength_at(self.guidance, self.scheduler, self._level(index), index) > 0
 
     def _level(self, index: int) -> Level:
         """The noise level of a step; all are read when a pipeline has set its timesteps."""
@@ -401,10 +418,6 @@ class _Session:
             effect = "not guided" if unguided else "guided without the Jacobian of the network"
             row |= {"method": "clean", "note": f"{effect}: {cause}"}
         return row
-
-    def _strength(self, index: int) -> float:
-        """The factor on the scale at a step; 0 where it is not guided."""
-        return rules.strength_at(self.guidance, self.scheduler, self._level(index), index)
 
     def _situation(
         self, output: Tensor, sample: Tensor, number: int, level: Level, calls: Sequence[_Call], options: dict
