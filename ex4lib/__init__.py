@@ -22,6 +22,8 @@ _MODULES = {
     "losses": ("Objective", "content_terms", "style_terms"),
     "optimisation": ("Result", "Step", "optimise"),
     "statistics": ("STATISTICS",),
+    "tiles": ("TiledRecipe",),
+    "video": ("stylize_frames",),
     "diffusion.guidance": ("Guidance",),
     "diffusion.steering": ("guided",),
     "diffusion.sampling": ("sample",),
@@ -32,7 +34,7 @@ _MODULES = {
 }
 _HOME = {name: f"ex4lib.{module}" for module, names in _MODULES.items() for name in names}
 _SUBMODULES = ("colour", "diffusion", "features", "figures", "images", "losses", "models", "optimisation")
-_SUBMODULES += ("statistics", "transfer", "widgets")
+_SUBMODULES += ("statistics", "tiles", "transfer", "video", "widgets")
 
 __all__ = sorted([*_HOME, *_SUBMODULES])
 

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from ex4lib import cli, models
+from ex4lib.cli import guide
+from ex4lib.diffusion.guidance import PRESETS
 from experiments import grading
 from experiments.__main__ import main as experiments_main
 from experiments.judge import Judge
@@ -21,7 +23,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    monkeypatch.setattr(models, "features", lambda name=None, **_: random_network("vgg16").float())
+    features = models.features
+    monkeypatch.setattr(
+        models, "features", lambda name=None, **_: features(name) if name else random_network("vgg16").float()
+    )
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ex4lib", *map(str, arguments)])
@@ -132,6 +137,8 @@ def test_only_the_assignments_judge_gives_points(folder, tmp_path):
 
 
 GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
+#: A pipeline that cannot be loaded: what is refused before is refused without it.
+UNUSED = ["--model", "no/such/folder"]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +170,16 @@ GUIDE = ["guide", "a cat", "hokusai-great-wave", "-o", "x.png"]
         ([*GUIDE, "--mask", "x.png"], "--mask needs --image"),
         ([*GUIDE, "--image", "chelsea", "--strength", "0"], "strength must be a finite number above 0"),
         ([*GUIDE, "--model", "no/such/folder"], "no/such/folder"),
+        ([*GUIDE, *UNUSED, "--network", "foo"], "must be vgg19, vgg16 or vgg16-hed, got 'foo'"),
+        ([*GUIDE, *UNUSED, "--scheduler", "Foo"], "scheduler must be DDPMScheduler, DDIM"),
+        (
+            [*GUIDE, *UNUSED, "--preset", "freedom"],
+            "in-pixels, full, cheap, algorithm-1 or mpgd, got",
+        ),
+        (
+            [*GUIDE, *UNUSED, "--seed", "18446744073709551615", "--count", "2"],
+            "seed must be at most 18446744073709551614",
+        ),
         (["distil", "--prompt", "a/b", "-o", "x"], "must not be empty nor hold '/'"),
         (["distil", "--prompt", "a cat", "-o", "x", "--loss", "pds"], "pds needs a source, a prompt for the source"),
         (
@@ -207,3 +224,8 @@ def test_without_guidance_there_is_a_preview_and_ctrl_c_keeps_the_picture(run, f
     monkeypatch.setattr("ex4lib.cli.options.preview_callback", lambda *_, **__: interrupt)
     code, out, _ = run(*command)
     assert code == 130 and written == [0, 1] and "interrupted" in out and output.exists()
+
+
+def test_the_presets_of_guide_are_those_that_a_pipeline_can_follow():
+    possible = [name for name, chosen in PRESETS.items() if chosen.recurrence == 1 and chosen.clipping == "scheduler"]
+    assert list(guide.PRESETS) == possible

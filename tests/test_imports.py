@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ex4lib
 from ex4lib import models
@@ -61,6 +62,29 @@ def test_a_missing_package_is_one_sentence(monkeypatch, module, extra, package):
     with pytest.raises(ImportError) as caught:
         optional(module, extra, package)
     assert str(caught.value) == f"this needs the package {package}, of the extra {extra}: run pip install {package}"
+
+
+@pytest.mark.parametrize("name", ["video", "tiles", "TiledRecipe", "stylize_frames"])
+def test_tiles_and_videos_are_found_in_the_package(name):
+    code = (
+        f"import sys, ex4lib; ex4lib.{name}; print([name for name in {(*HEAVY, 'cv2', 'av')!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_videos_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match="needs the package opencv-python-headless, of the extra video"):
+        ex4lib.video.optical_flow(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("path", [*Path(ex4lib.__file__).parent.rglob("*.py")], ids=lambda path: path.stem)
+def test_examples_use_pictures_that_ship(path):
+    """Of the painters whose works are here; other names in quotes are no pictures."""
+    painters = "|".join({name.split("-")[0] for name in ex4lib.images.names() if "-" in name} | {"van-gogh"})
+    found = re.findall(rf'"((?:{painters})-[a-z-]+)"', path.read_text())
+    assert set(found) <= set(ex4lib.images.names())
 
 
 def test_the_offline_network_says_what_it_needs(monkeypatch):

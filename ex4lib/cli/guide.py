@@ -17,6 +17,8 @@ from ex4lib.cli import options
 from ex4lib.cli.options import within
 from ex4lib.statistics import STATISTICS
 
+#: Names of `guidance.PRESETS` that pipelines can follow, without importing it: it takes diffusers, and seconds.
+PRESETS = ("default", "in-pixels", "full", "cheap", "algorithm-1", "mpgd")
 #: Arguments of `guide` that a picture's metadata hold as they were given.
 RECORDED = ("prompt", "style", "style_loss", "style_weights", "regions", "scheduler", "image", "mask", "strength")
 
@@ -29,7 +31,7 @@ def guide(
     style_weights: options.StyleWeights = None,
     regions: options.Regions = None,
     style_loss: options.StyleLoss = "gram",
-    preset: Annotated[str, typer.Option(help="default, in-pixels, full, ...: guidance.PRESETS.")] = "default",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "default",
     window: Annotated[str | None, typer.Option(help="Fractions of the steps, such as 0.2,1.")] = None,
     ramp: Annotated[str | None, typer.Option(help="constant, rising, falling or late.")] = None,
     palette: Annotated[float | None, typer.Option(help="How fast its colours come.", callback=within(0))] = None,
@@ -53,7 +55,7 @@ def guide(
 
     Example: python -m ex4lib guide "a cat" hokusai-great-wave -o cat.png
     """
-    from ex4lib.diffusion import guidance  # diffusers takes seconds to import
+    from ex4lib.diffusion import guidance, schedulers  # diffusers takes seconds to import
 
     given = locals()
     checks.prompts(prompt)
@@ -62,7 +64,10 @@ def guide(
     call = {"num_inference_steps": steps, "negative_prompt": negative_prompt, "num_images_per_prompt": count}
     call |= {"guidance_scale": models.guidance_scale() if guidance_scale is None else guidance_scale}
     call |= {"eta": eta} if eta else {}
-    checks.choice(preset, "preset", guidance.PRESETS)
+    checks.choice(preset, "preset", PRESETS)
+    checks.integer(seed, "seed", high=2**64 - count)
+    if scheduler is not None:
+        scheduler = checks.choice(scheduler.removesuffix("Scheduler") + "Scheduler", "scheduler", schedulers.SUPPORTED)
     checks.choice(style_loss, "style_loss", STATISTICS)
     shares = options.numbers(style_weights, "style_weights")
     masks = options.region_masks(regions, "regions", len(style))
@@ -71,9 +76,9 @@ def guide(
     settings = guidance.settings(preset, style_scale=style_scale, ramp=ramp, palette=palette, window=interval)
     paintings = [images.load(name) for name in style]
     call |= _inputs(image, mask, strength, _size(size))
-    pipe = _pipeline(model, image, mask, scheduler, call)
     arguments = {"style_weights": shares, "regions": masks, "style_loss": style_loss}
-    arguments |= {"guidance": settings, "features": network}
+    arguments |= {"guidance": settings, "features": models.features(network)}
+    pipe = _pipeline(model, image, mask, scheduler, call)
     call |= {"prompt": prompt, "generator": [torch.Generator().manual_seed(seed + i) for i in range(count)]}
     callback = options.preview_callback(preview, inputs=inputs)
     drawn, trace, interrupted = _drawn(pipe, call, paintings, arguments, callback)
@@ -165,8 +170,7 @@ def _pipeline(model: str | None, image: str | None, mask: str | None, scheduler:
         arguments["safety_checker"] = None
     pipe = pipelines.loaded(getattr(diffusers, f"AutoPipelineFor{task}"), source, **arguments)
     if scheduler is not None:
-        name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
-        pipe.scheduler = schedulers.named(name, pipe.scheduler)
+        pipe.scheduler = schedulers.named(scheduler, pipe.scheduler)
     unknown = set(call) - set(inspect.signature(pipe.__call__).parameters)
     if unknown:
         raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")

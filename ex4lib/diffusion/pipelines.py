@@ -112,7 +112,7 @@ class StyleGuidedDDPMPipeline(_StyleGuided, DDPMPipeline):
 
     Example:
         >>> pipe = StyleGuidedDDPMPipeline.from_pretrained("ex4lib/assets/models/mini-ddpm")
-        >>> pipe(style_image="van-gogh-starry-night", num_inference_steps=100).images[0]
+        >>> pipe(style_image="hokusai-great-wave", num_inference_steps=100).images[0]
     """
 
 

@@ -392,14 +392,12 @@ class _Session:
         return result
 
     def _comes(self, args: tuple, kwargs: dict) -> bool:
-        """Whether the coming step may be guided."""
+        """Whether the coming step may be guided. Which it is, is not known at Flux's first: its network is given σ."""
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if isinstance(timestep, Tensor) and timestep.ndim:
             timestep = timestep[0]
         index = schedulers.position(self.scheduler, timestep)
-        if index is None:  # at Flux's first step: its network is given σ
-            return True
-        return rules.strength_at(self.guidance, self.scheduler, self._level(index), index) > 0
+        return index is None or rules.strength_at(self.guidance, self.scheduler, self._level(index), index) > 0
 
     def _level(self, index: int) -> Level:
         """The noise level of a step; all are read when a pipeline has set its timesteps."""
