@@ -32,9 +32,7 @@ def within(low: float | None = None, high: float | None = None, *, above: float 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png keeps all settings).")]
 Size = Annotated[int, typer.Option(help="Longer side in pixels.", callback=within(1, checks.MAX_SIDE))]
-Evaluations = Annotated[
-    int, typer.Option(help="Forward and backward passes; at least one per scale.", callback=within(1))
-]
+Evaluations = Annotated[int, typer.Option(help="Forward and backward passes, 1 per scale or more.", callback=within(1))]
 Seconds = Annotated[float | None, typer.Option(help="Stop after this time with the best picture.", callback=within(0))]
 Smoothness = Annotated[float, typer.Option(help="0 for none.", callback=within(0))]
 Weight = Annotated[float, typer.Option(help="1 is balanced; 0.2 is faint.", callback=within(0))]

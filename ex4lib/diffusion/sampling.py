@@ -121,8 +121,7 @@ def sample(
         if guidance.unit == "correction" and (denoiser.embeddings is None or denoiser.guidance_scale == 1):
             raise ValueError(NO_CORRECTION)
     arguments = schedulers.step_arguments(scheduler, generator, eta) | {"return_dict": False}
-    used = guidance if guided else None
-    loop = _Loop(denoiser, scheduler, arguments, eta, objective, used, checkpointing, measure)
+    loop = _Loop(denoiser, scheduler, arguments, eta, objective, guidance if guided else None, checkpointing, measure)
     return _steps(loop, x, start, after_step, repeats, generator)
 
 
