@@ -5,6 +5,7 @@ An `Objective` maps images ``(B, 3, H, W)`` to losses ``(B,)``; style transfer a
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -131,18 +132,14 @@ class Objective:
         A loss is computed as soon as its layers are reached. Its gradient is then made after that of the deeper layers,
         whose memory it takes, and is added to it in place.
         """
-        losses, features = {part.name: None for part in self.parts if part.weight}, {}
-
-        def measure() -> None:
-            for part in self.parts:
-                if part.weight and losses[part.name] is None and features.keys() >= set(part.layers):
-                    losses[part.name] = float(part.weight) * part.loss(image, features)
-
-        measure()  # terms of the image alone
-        for layer, feature in self.network.walk(image, self.layers) if self.layers else ():
+        losses, features = {}, {}
+        stages = self.network.walk(image, self.layers) if self.layers else ()
+        for layer, feature in itertools.chain([("image", image)], stages):
             features[layer] = feature
-            measure()
-        return losses
+            for part in self.parts:
+                if part.weight and part.name not in losses and features.keys() >= set(part.layers):
+                    losses[part.name] = float(part.weight) * part.loss(image, features)
+        return {part.name: losses[part.name] for part in self.parts if part.weight}
 
 
 def content_terms(
