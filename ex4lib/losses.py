@@ -129,8 +129,7 @@ class Objective:
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         """Weighted loss ``(B,)`` of each term; terms of weight 0 are left out and cost nothing.
 
-        A loss is computed as soon as its layers are reached. Its gradient is then made after that of the deeper layers,
-        whose memory it takes, and is added to it in place.
+        A loss is computed as soon as its layers are reached: its gradient then takes the memory of the deeper layers'.
         """
         losses, features = {}, {}
         stages = self.network.walk(image, self.layers) if self.layers else ()

@@ -19,10 +19,8 @@ from ex4lib.statistics import at_least_float32
 STALL = 10
 #: After so many failed steps in a row the loop ends with the best image it has.
 PATIENCE = 8
-#: Forward and backward passes, by default.
-EVALUATIONS = 300
-#: Pairs of vectors that L-BFGS keeps, by default.
-HISTORY = 20
+#: Forward and backward passes, and pairs of vectors that L-BFGS keeps, by default.
+EVALUATIONS, HISTORY = 300, 20
 #: Learning rate of each optimiser, by default.
 RATES = {"lbfgs": 1.0, "adam": 0.03}
 

@@ -27,11 +27,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """``mean (a - b)²`` for each element of a batch ``(B, ...)``: ``(B,)``, summed in at least float32.
-
-    Torch's own loss makes one large temporary where autograd keeps four of a difference, its square and their mean.
-    """
+    """``mean (a - b)²`` for each element of a batch ``(B, ...)``: ``(B,)``, summed in at least float32."""
     a, b = torch.broadcast_tensors(at_least_float32(a), at_least_float32(b))
+    # Torch's own loss makes one large temporary where autograd keeps four of a difference, its square and their mean.
     return F.mse_loss(a, b, reduction="none").sum(tuple(range(1, a.ndim))) / a[0].numel()
 
 
@@ -217,8 +215,7 @@ def _weights(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
     """Weighted mean over the positions of ``(B, P, C)``: ``(B, 1, C)``."""
-    weighted = rows if weights is None else rows * weights
-    return weighted.mean(1, keepdim=True)
+    return (rows if weights is None else rows * weights).mean(1, keepdim=True)
 
 
 @functools.lru_cache(maxsize=64)
