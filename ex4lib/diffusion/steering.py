@@ -174,9 +174,8 @@ def guided(
     """
     if callable(style) and (unused := changed(locals(), OF_PAINTINGS)):
         raise ValueError(f"{', '.join(unused)} cannot be used with an objective of one's own, but with paintings")
-    settings = rules.settings(
-        guidance, style_scale=style_scale, window=window, in_pixels=not getattr(pipe, "vae", None)
-    )
+    in_pixels = getattr(pipe, "vae", None) is None
+    settings = rules.settings(guidance, in_pixels=in_pixels, style_scale=style_scale, window=window)
     network = _network(pipe)
     _check(pipe, network, settings)
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
