@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 import yaml
 from common import machine, table
 
@@ -75,10 +74,7 @@ def efficiency(processes: list[int], grid: dict) -> list[dict]:
 def seconds(grid: dict, processes: int, folder: Path) -> float:
     """Seconds of one command, whose store lies in ``folder``."""
     (folder / "sweep.yaml").write_text(yaml.safe_dump(grid))
-    launcher = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "--num_machines=1"]
-    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
-    launcher += ["--multi_gpu"] * (torch.cuda.is_available() and processes > 1)
-    launcher += ["--cpu"] * (not torch.cuda.is_available())
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "experiments", "sweep"]
     settings = {"EX4_FIGURES": str(folder / "figures"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     started = time.perf_counter()
