@@ -4,7 +4,8 @@ The class-conditioned DDPM of CS180's project 5B (width 64, batches of 128) is t
 by the loop that the course's page describes, written as a student would: a `Dataset` of PIL pictures with ``ToTensor``,
 a shuffling `DataLoader`, plain Adam, float32, the default memory layout and no average of the weights. Both sides have
 the same network, first weights and pictures, and take turns of one step within one process. The table shows medians,
-pictures per second, and the mean loss over the second half of the steps. The exit code is 0 whatever the numbers are.
+pictures per second, and the mean loss over the second half of the steps.
+The exit code is always 0.
 """
 
 from __future__ import annotations
